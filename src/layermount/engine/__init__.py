@@ -1,0 +1,1 @@
+"""Overlay semantics; knows no host, no source of layers, no command line."""

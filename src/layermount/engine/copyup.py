@@ -1,0 +1,319 @@
+"""Copy-up: an entry of a lower becomes an entry of the upper, before it is changed.
+
+Everything (data, owner, attributes, mode, times, records) is finished on a work file and lands with
+one rename, so a crash leaves the lower's entry or the whole copy, nothing between. Data is copied
+without the tree's lock. Rules: C1 to C9. Source: the kernel's documentation of overlayfs,
+"Non-directories" and "Metadata only copy up".
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from layermount.config import Capabilities
+from layermount.engine.counters import Counters
+from layermount.engine.inodes import origin_of
+from layermount.engine.node import DirectoryNode, Node
+from layermount.engine.tree import Tree, missing, upper_of
+from layermount.engine.upper import Upper
+from layermount.events import Event, EventKind
+from layermount.layer import copy
+from layermount.layer.base import LINK, REGULAR, Directory
+from layermount.layer.directory import LayerDirectory
+from layermount.linux import xattrs
+
+CAPABILITY_XATTR = "security.capability"
+
+
+@dataclass(slots=True)
+class _Copy:
+    """A copy-up of something that is no directory, on its way.
+
+    Attributes:
+        status: The source's metadata when the copy began.
+        size: How much data the copy gets; None for all of it.
+        source_fd: Open source of data to copy, None when there is none to copy.
+        work_name: The work file.
+        work_fd: The work file open for writing, when there is data to copy.
+        shell: The copy gets metadata only.
+    """
+
+    status: os.stat_result
+    size: int | None
+    source_fd: int | None = None
+    work_name: str = ""
+    work_fd: int | None = None
+    shell: bool = False
+
+    def close(self) -> None:
+        for fd in (self.source_fd, self.work_fd):
+            if fd is not None:
+                os.close(fd)
+        self.source_fd = self.work_fd = None
+
+
+class CopyUp:
+    """Brings nodes into the upper. One thread works on a node; others wait for it."""
+
+    def __init__(
+        self, tree: Tree, upper: Upper, emit: Callable[[Event], None], counters: Counters
+    ) -> None:
+        self._tree = tree
+        self._upper = upper
+        self._emit = emit
+        self._counters = counters
+        self._busy: set[Node] = set()
+        self._idle = threading.Condition(tree.lock)
+
+    def bring_up(self, node: Node, *, data: bool = True, size: int | None = None) -> None:
+        """Make sure that the upper holds a node. Parents come up first, with their metadata.
+
+        Call it without the tree's lock: data is copied outside it. Once up, a node stays up.
+
+        Args:
+            node: Any node; the root is always up.
+            data: False when metadata is about to be changed: a regular file may come up without data.
+            size: The file is about to be truncated to this size; no more data is copied.
+
+        Raises:
+            OSError: ENOENT when the node was removed, ENOSPC, EDQUOT, EIO and EPERM as they come; the
+                upper is as it was.
+        """
+        with self._tree.lock:
+            while node in self._busy:
+                self._idle.wait()
+            if node.removed:
+                raise missing(node.name)
+            if isinstance(node, DirectoryNode):
+                self._directory(node)
+                return
+            if self._is_done(node, data=data):
+                return
+            self._busy.add(node)
+        try:
+            if node.in_upper:
+                self._complete(node)
+            else:
+                self._file(node, data=data, size=size)
+        finally:
+            with self._tree.lock:
+                self._busy.discard(node)
+                self._idle.notify_all()
+
+    def _is_done(self, node: Node, *, data: bool) -> bool:
+        if not node.in_upper:
+            return False
+        if self._tree.links is not None and self._tree.links.holds(node):
+            self.bring_up(_parent(node))
+            self._tree.links.link_out(node)
+        return not (data and node.kind == REGULAR and node.holder.is_metacopy(node.entry))
+
+    def _directory(self, node: DirectoryNode) -> None:
+        """Under the lock: a directory is small."""
+        if node.upper is not None:
+            return
+        parent = _parent(node)
+        self._directory(parent)
+        source, work = node.top, self._upper.work
+        status = source.stat(".")
+        name = work.name()
+        os.mkdir(name, 0o700, dir_fd=work.fd)
+        with work.discarding(name):
+            self._metadata(source, ".", name, status)
+            self._record_origin(node, source, ".", name, status)
+            copy.apply_times(work.fd, name, status)
+            self._land(parent, node, name)
+        node.upper = LayerDirectory(self._upper.layer, upper_of(parent), node.name)
+        self._done(node, EventKind.COPY_UP)
+
+    def _file(self, node: Node, *, data: bool, size: int | None) -> None:
+        with self._tree.lock:
+            self._directory(_parent(node))
+            task = self._begin(node, data=data, size=size)
+        try:
+            self._copy_data(task)
+            with self._tree.lock:
+                self._finish(node, task)
+        except BaseException:
+            with self._tree.lock:
+                self._upper.work.discard(task.work_name)
+            raise
+        finally:
+            task.close()
+
+    def _begin(self, node: Node, *, data: bool, size: int | None) -> _Copy:
+        status = node.holder.stat(node.entry)
+        task = _Copy(status, size)
+        if node.kind == REGULAR:
+            task.shell = not data and status.st_size > 0 and self._makes_shells()
+            if not task.shell and (size is None or size > 0) and status.st_size > 0:
+                _, directory, name = self._tree.data_of(node)
+                task.source_fd = directory.open(name)
+            task.work_name, task.work_fd = self._upper.work.file()
+        else:
+            task.work_name = self._upper.work.name()
+            self._make_special(node, status, task.work_name)
+        return task
+
+    def _makes_shells(self) -> bool:
+        return self._tree.redirects and self._upper.can(Capabilities.METACOPY)
+
+    def _make_special(self, node: Node, status: os.stat_result, name: str) -> None:
+        dir_fd = self._upper.work.fd
+        if node.kind == LINK:
+            os.symlink(node.holder.readlink(node.entry), name, dir_fd=dir_fd)
+        else:
+            os.mknod(name, status.st_mode & 0o170000 | 0o600, status.st_rdev, dir_fd=dir_fd)
+
+    def _copy_data(self, task: _Copy) -> None:
+        """Without the lock: nothing of the tree is touched."""
+        if task.work_fd is None:
+            return
+        if task.source_fd is not None:
+            wanted = task.status.st_size if task.size is None else task.size
+            self._transfer(task.source_fd, task.work_fd, min(wanted, task.status.st_size))
+        if task.shell:
+            os.ftruncate(task.work_fd, task.status.st_size)
+        elif task.size is not None:
+            os.ftruncate(task.work_fd, task.size)
+        if task.source_fd is not None:
+            self._upper.work.sync_data(task.work_fd)
+
+    def _transfer(self, source_fd: int, target_fd: int, size: int) -> None:
+        can = self._upper.can
+        copy.copy_data(
+            source_fd,
+            target_fd,
+            size,
+            reflink=can(Capabilities.REFLINK),
+            sparse=can(Capabilities.SPARSE_FILES),
+        )
+
+    def _finish(self, node: Node, task: _Copy) -> None:
+        if node.removed:
+            raise missing(node.name)
+        work, name = self._upper.work, task.work_name
+        self._metadata(node.holder, node.entry, name, task.status)
+        self._record_origin(node, node.holder, node.entry, name, task.status)
+        if task.shell:
+            self._upper.set_record(work.fd, name, "metacopy", b"")
+        if task.size is None:
+            copy.apply_times(work.fd, name, task.status)
+        parent = _parent(node)
+        if task.work_fd is not None:
+            work.sync_entry(task.work_fd)
+        links = self._tree.links
+        if links is not None and links.land(name, node, task.status):
+            links.link_out(node)
+        else:
+            self._land(parent, node, name)
+            node.holder, node.entry, node.depth = upper_of(parent), node.name, 0
+        self._done(node, EventKind.COPY_UP)
+        if not task.shell:
+            self._lead_handles(node)
+
+    def _metadata(self, source: Directory, entry: str, name: str, status: os.stat_result) -> None:
+        """Owner, mode and attributes: the owner first, because changing it clears the others."""
+        target = self._upper.staging
+        owners = self._upper.can(Capabilities.OWNERS)
+        if not owners and (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+            self._warn(source, entry, "copied up as the caller's own: no right to give files away")
+        copy.apply_owner_and_mode(target.fd, name, status, owners=owners)
+        skipped = self._skipped_xattrs(source, entry)
+        copy.copy_xattrs(source, entry, target, name, skip=skipped)
+
+    def _skipped_xattrs(self, source: Directory, entry: str) -> frozenset[str]:
+        skipped: set[str] = set()
+        if not self._upper.can(Capabilities.ACLS):
+            skipped |= {copy.ACL_ACCESS, copy.ACL_DEFAULT}
+        if not self._upper.can(Capabilities.XATTRS):
+            skipped.add("user.*")
+        if skipped and any(
+            key in skipped or key.startswith("user.") for key in source.listxattr(entry)
+        ):
+            self._warn(source, entry, "copied up without attributes that the upper cannot hold")
+        return frozenset(skipped)
+
+    def _warn(self, source: Directory, entry: str, message: str) -> None:
+        path = entry if source.path == "." else f"{source.path}/{entry}"
+        self._emit(Event(EventKind.WARNING, path.removesuffix("/."), message=message))
+
+    def _record_origin(
+        self, node: Node, source: Directory, entry: str, name: str, status: os.stat_result
+    ) -> None:
+        """The inode number stays, unless one of several hard links is broken off."""
+        if not isinstance(node, DirectoryNode) and status.st_nlink > 1:
+            node.inode = None
+            return
+        self._tree.inodes.of(node, status)
+        origin = origin_of(source, entry)
+        if origin is not None:
+            self._upper.set_origin(self._upper.work.fd, name, origin, kind=node.kind)
+            self.mark_impure(_parent(node))
+
+    def mark_impure(self, directory: DirectoryNode) -> None:
+        """Note, as the kernel does, that an upper directory has entries whose origin is elsewhere."""
+        if not directory.impure:
+            self._upper.set_record(upper_of(directory).fd, ".", "impure", b"y")
+            directory.impure = True
+
+    def _land(self, parent: DirectoryNode, node: Node, work_name: str) -> None:
+        """The entry appears; to the parent nothing has happened, so its times stay."""
+        directory = upper_of(parent)
+        before = directory.stat(".")
+        self._upper.land(work_name, directory, node.name)
+        copy.apply_times(directory.fd, ".", before)
+        if parent.index is not None:
+            parent.index.copied_up(node.name)
+
+    def _complete(self, node: Node) -> None:
+        """A metadata-only copy gets its data, in place, so that hard links of it stay links.
+
+        Until the record is removed as the last step, everybody reads the data where it was.
+        """
+        with self._tree.lock:
+            status = node.holder.stat(node.entry)
+            _, directory, name = self._tree.data_of(node)
+            source_fd = directory.open(name)
+            dir_fd = upper_of(_parent(node)).fd
+            capability = xattrs.find_xattr(dir_fd, node.entry, CAPABILITY_XATTR)
+            target_fd = os.open(node.entry, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            self._transfer(source_fd, target_fd, status.st_size)
+            if capability is not None:
+                # Writing took it away.
+                os.setxattr(target_fd, CAPABILITY_XATTR, capability)
+            os.utime(target_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+            self._upper.work.sync_data(target_fd)
+            with self._tree.lock:
+                for record in ("metacopy", "redirect"):
+                    self._drop_record(target_fd, record)
+                self._emit(Event(EventKind.COPY_UP_DATA, node.path))
+                self._lead_handles(node)
+        finally:
+            os.close(source_fd)
+            os.close(target_fd)
+
+    def _drop_record(self, fd: int, record: str) -> None:
+        key = self._upper.marks.key(record)
+        if key in os.listxattr(fd):
+            os.removexattr(fd, key)
+
+    def _done(self, node: Node, kind: EventKind) -> None:
+        self._counters.copy_ups += 1
+        self._emit(Event(kind, node.path))
+
+    def _lead_handles(self, node: Node) -> None:
+        """Files open on the lower's data go on with the upper's, so that they see later writes."""
+        for handle in tuple(node.handles or ()):
+            handle.follow(node.holder.open(node.entry))
+        node.handles = None
+
+
+def _parent(node: Node) -> DirectoryNode:
+    if node.parent is None:
+        raise missing(node.name)
+    return node.parent

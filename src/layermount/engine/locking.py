@@ -1,0 +1,82 @@
+"""One owner for an upper and a work directory, and layers that do not contain each other.
+
+The lock is flock(2) on the directories themselves: it ends with the process that holds it, however
+that ends, and leaves no file behind. Rules: L1 to L4.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from layermount.errors import ConfigError, LayerBusyError
+
+
+def lock(fd: int, path: Path, role: str) -> None:
+    """Become the only owner of a directory until `fd` is closed.
+
+    Raises:
+        LayerBusyError: Somebody else is; the message names the process where it can be known.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno != errno.EWOULDBLOCK:
+            raise
+        owner = _owner(fd)
+        raise LayerBusyError(
+            f"{role} directory {str(path)!r} is in use by {owner}",
+            hint="close the other overlay first, or use another upper and work directory",
+        ) from error
+
+
+def _owner(fd: int) -> str:
+    """Who holds the lock, as /proc/locks tells it: "process 12 (python3)"."""
+    status = os.fstat(fd)
+    wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+        fields = line.split()
+        if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == wanted:
+            return _describe(int(fields[4]))
+    return "another process"
+
+
+def _describe(pid: int) -> str:
+    if pid == os.getpid():
+        return "this process"
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return f"process {pid}"
+    return f"process {pid} ({name})"
+
+
+def refuse_overlap(layers: Sequence[tuple[str, Path]]) -> None:
+    """Refuse a layer that is another one, or lies inside another one.
+
+    What is changed through one would show, or vanish, in the other.
+
+    Args:
+        layers: (what it is called in messages, path) of upper, work directory and lowers.
+
+    Raises:
+        ConfigError: Two of them overlap.
+    """
+    known: dict[tuple[int, int], str] = {}
+    for name, path in layers:
+        identity = _identity(path)
+        if identity in known:
+            raise ConfigError(f"{name} and {known[identity]} are the same directory, {str(path)!r}")
+        known[identity] = name
+    for name, path in layers:
+        for above in path.resolve().parents:
+            if _identity(above) in known:
+                raise ConfigError(f"{name} {str(path)!r} lies inside {known[_identity(above)]}")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino

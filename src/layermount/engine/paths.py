@@ -1,0 +1,132 @@
+"""From path to node: the walk the kernel does, with the overlay's root as the root of everything.
+
+`.` and doubled slashes collapse, `..` goes up and never above the root, links are followed inside the
+overlay, absolute targets from its root. There is no string that means something outside. Rules: T1 to T4.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from layermount.engine.node import DirectoryNode, Node
+from layermount.engine.overlay import Overlay
+from layermount.layer.base import LINK
+
+StrPath = str | os.PathLike[str]
+
+#: As the kernel's MAXSYMLINKS.
+MAX_LINKS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a path leads.
+
+    Attributes:
+        parent: The directory of the last component.
+        name: The last component; "" for the root.
+        node: What is there, None for nothing.
+    """
+
+    parent: DirectoryNode
+    name: str
+    node: Node | None
+
+
+def locate(overlay: Overlay, path: StrPath, *, follow: bool) -> Place:
+    """Where `path` leads; only its last component may be missing.
+
+    Args:
+        overlay: The overlay to walk in.
+        path: With or without a leading slash.
+        follow: Whether a link as the last component is followed, to where it leads or would lead.
+
+    Raises:
+        ValueError: The path has a NUL byte.
+        OSError: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, EACCES.
+    """
+    text = os.fspath(path)
+    if "\0" in text:
+        raise ValueError("embedded null byte")
+    with naming(text):
+        return _walk(overlay, text, follow=follow)
+
+
+def get_node(overlay: Overlay, path: StrPath, *, follow: bool = True) -> Node:
+    """What is at `path`.
+
+    Raises:
+        OSError: As `locate`, and ENOENT when nothing is there.
+    """
+    place = locate(overlay, path, follow=follow)
+    if place.node is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+    return place.node
+
+
+def get_directory(overlay: Overlay, path: StrPath) -> DirectoryNode:
+    """The directory at `path`.
+
+    Raises:
+        OSError: As `get_node`, and ENOTDIR when it is something else.
+    """
+    node = get_node(overlay, path)
+    if not isinstance(node, DirectoryNode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
+    return node
+
+
+def _walk(overlay: Overlay, text: str, *, follow: bool) -> Place:
+    root = overlay.root
+    pending = text.split("/")[::-1]
+    place = Place(root, "", root)
+    links = 0
+    while pending:
+        name = pending.pop()
+        directory = _as_directory(place)
+        if name in ("", "."):
+            continue
+        if name == "..":
+            parent = directory.parent or root
+            place = Place(parent.parent or root, parent.name, parent)
+            continue
+        place = _step(overlay, directory, name)
+        node = place.node
+        if node is not None and node.kind == LINK and (pending or follow):
+            links += 1
+            if links > MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), text)
+            target = overlay.readlink(node)
+            place = Place(directory, "", directory)
+            if target.startswith("/"):
+                place = Place(root, "", root)
+            pending.extend(target.split("/")[::-1])
+    return place
+
+
+def _step(overlay: Overlay, directory: DirectoryNode, name: str) -> Place:
+    try:
+        return Place(directory, name, overlay.lookup(directory, name))
+    except FileNotFoundError:
+        return Place(directory, name, None)
+
+
+def _as_directory(place: Place) -> DirectoryNode:
+    if isinstance(place.node, DirectoryNode):
+        return place.node
+    number = errno.ENOENT if place.node is None else errno.ENOTDIR
+    raise OSError(number, os.strerror(number), place.name)
+
+
+@contextlib.contextmanager
+def naming(path: str, path2: str | None = None) -> Iterator[None]:
+    """Let an OSError name the overlay's path instead of the layer's."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = path, path2
+        raise

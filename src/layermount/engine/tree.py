@@ -1,0 +1,239 @@
+"""The tree of nodes over the layers: look-up, merged listing, and the memory both live in.
+
+It reads; the modules beside it write. Everything here is done under `Tree.lock`. Rules: V1 to V7.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from layermount.engine.index import DirectoryIndex, build_index
+from layermount.engine.inodes import InodeNumbers
+from layermount.engine.node import DirectoryNode, Node
+from layermount.engine.search import Level, Search
+from layermount.layer.base import DIRECTORY, REGULAR, Directory, Layer
+from layermount.layer.directory import DirectoryLayer, LayerDirectory
+
+if TYPE_CHECKING:
+    from layermount.engine.hardlinks import LinkIndex
+
+
+class Tree:
+    """One visible tree over an upper and any number of lowers.
+
+    Attributes:
+        lock: Held around every use of nodes; reentrant.
+        upper: The writable layer, None for a read-only union.
+        lowers: Read-only layers, nearest first.
+        redirects: Whether records of moved directories and metadata-only copies are followed.
+        links: The index of copied-up hard links that the kernel keeps beside the upper, if it does.
+    """
+
+    def __init__(
+        self,
+        upper: DirectoryLayer | None,
+        lowers: Sequence[Layer],
+        *,
+        redirects: bool,
+        capacity: int,
+    ) -> None:
+        self.lock = threading.RLock()
+        self.upper = upper
+        self.lowers = tuple(lowers)
+        self.redirects = redirects
+        self.links: LinkIndex | None = None
+        self.root = _root(upper, self.lowers)
+        self.search = Search(self.lowers, redirects=redirects)
+        self.inodes = InodeNumbers([directory for _, directory in self.root.stack()])
+        self._capacity = capacity
+        self._recent: OrderedDict[DirectoryNode, None] = OrderedDict()
+
+    def index(self, directory: DirectoryNode) -> DirectoryIndex:
+        """The merged index of a directory, read from its layers at the first use.
+
+        Raises:
+            OSError: A layer's directory cannot be read; nothing is remembered.
+        """
+        if directory.index is None:
+            directory.index = build_index((at, part.scan()) for at, part in directory.stack())
+            self._remember(directory)
+        elif directory in self._recent:
+            self._recent.move_to_end(directory)
+        else:
+            self._remember(directory)
+        return directory.index
+
+    def _remember(self, directory: DirectoryNode) -> None:
+        self._recent[directory] = None
+        while len(self._recent) > self._capacity:
+            oldest, _ = self._recent.popitem(last=False)
+            oldest.index = None
+
+    def forget(self, directory: DirectoryNode) -> None:
+        """Drop what is remembered of a directory; it is read again at its next use."""
+        self._recent.pop(directory, None)
+        directory.index = None
+
+    def find(self, parent: DirectoryNode, name: str) -> Node | None:
+        """The visible entry `name` of a directory, or None."""
+        node = parent.children.get(name)
+        if node is not None:
+            return node
+        found = self.index(parent).get(name)
+        if found is None:
+            return None
+        position, kind = found
+        if kind == DIRECTORY:
+            node = self._directory_node(parent, name)
+        else:
+            node = self._file_node(parent, name, position, kind)
+        parent.children[name] = node
+        return node
+
+    def get(self, parent: DirectoryNode, name: str) -> Node:
+        """The visible entry `name` of a directory.
+
+        Raises:
+            OSError: ENOENT when there is none, ENAMETOOLONG when there cannot be one.
+        """
+        node = self.find(parent, name)
+        if node is None:
+            raise missing(name)
+        return node
+
+    def _file_node(self, parent: DirectoryNode, name: str, position: int, kind: int) -> Node:
+        node = Node(parent, name, kind)
+        if position == 0:
+            node.holder = upper_of(parent)
+            return node
+        node.holder = parent.lowers[position - 1]
+        node.depth = parent.depths[position - 1]
+        if self.links is not None:
+            self.links.adopt(node)
+        return node
+
+    def _directory_node(self, parent: DirectoryNode, name: str) -> DirectoryNode:
+        node = DirectoryNode(parent, name)
+        levels: list[Level] = []
+        for depth, directory in self._namesakes(parent, name):
+            levels.append((depth, directory))
+            if depth == self.search.deepest:
+                break
+            if directory.is_opaque():
+                break
+            target = directory.redirect(".") if self.redirects else None
+            if target is not None:
+                levels += self.search.directories(self.levels(parent), target, below=depth)
+                break
+        if levels and levels[0][0] == 0:
+            node.upper = as_upper(levels.pop(0)[1])
+        node.depths = tuple(depth for depth, _ in levels)
+        node.lowers = tuple(directory for _, directory in levels)
+        return node
+
+    def _namesakes(self, parent: DirectoryNode, name: str) -> Iterator[Level]:
+        for position in self.index(parent).positions(name):
+            if position == 0:
+                yield 0, upper_of(parent).directory(name)
+            else:
+                yield parent.depths[position - 1], parent.lowers[position - 1].directory(name)
+
+    def levels(self, directory: DirectoryNode) -> list[Level]:
+        """The lowers' directories with their depths."""
+        return list(zip(directory.depths, directory.lowers, strict=True))
+
+    def data_of(self, node: Node) -> tuple[int, Directory, str]:
+        """Where the data of a regular file is: (depth, directory, name).
+
+        Raises:
+            OSError: EIO when a metadata-only copy's data is in no deeper layer, EPERM when records
+                are not followed here and the file is one.
+        """
+        alone = node.kind != REGULAR or node.depth >= self.search.deepest
+        if alone or not node.holder.is_metacopy(node.entry):
+            return node.depth, node.holder, node.entry
+        if not self.redirects:
+            raise OSError(
+                errno.EPERM, "metadata-only copy, and records are not followed", node.path
+            )
+        target = node.holder.redirect(node.entry) or node.entry
+        levels = [] if node.parent is None else self.levels(node.parent)
+        found = self.search.data(levels, target, below=node.depth)
+        if found is None:
+            raise OSError(errno.EIO, "the data of this metadata-only copy is missing", node.path)
+        return found
+
+    def getattr(self, node: Node) -> os.stat_result:
+        """The metadata shown for a node.
+
+        Raises:
+            OSError: ENOENT when the node was removed.
+        """
+        if node.removed:
+            raise missing(node.name)
+        if isinstance(node, DirectoryNode):
+            status = node.top.stat(".")
+            nlink = 1 if node.is_merged else status.st_nlink
+            return self._shown(node, status, nlink=nlink)
+        status = node.holder.stat(node.entry)
+        nlink = status.st_nlink
+        if self.links is not None:
+            nlink = self.links.count(node, status)
+        return self._shown(node, status, nlink=nlink)
+
+    def _shown(self, node: Node, status: os.stat_result, *, nlink: int) -> os.stat_result:
+        inode = self.inodes.of(node, status)
+        blocks = self._blocks(node, status)
+        same_file = inode == status.st_ino and status.st_dev == self.inodes.device
+        if same_file and nlink == status.st_nlink and blocks == status.st_blocks:
+            return status
+        head, rest = _parts(status)
+        head[1:4] = inode, self.inodes.device, nlink
+        return os.stat_result(head, {**rest, "st_blocks": blocks})
+
+    def _blocks(self, node: Node, status: os.stat_result) -> int:
+        """A metadata-only copy has no blocks of its own; those of its data are shown."""
+        hollow = status.st_blocks * 512 < status.st_size
+        if node.kind == REGULAR and hollow and self.redirects and node.depth < self.search.deepest:
+            _, directory, name = self.data_of(node)
+            if directory is not node.holder or name != node.entry:
+                return directory.stat(name).st_blocks
+        return status.st_blocks
+
+
+def _parts(status: os.stat_result) -> tuple[list[int], dict[str, int]]:
+    _, (head, rest) = status.__reduce__()[:2]  # type: ignore[misc]  # stat_result reduces to a pair
+    return list(head), rest
+
+
+def _root(upper: DirectoryLayer | None, lowers: Sequence[Layer]) -> DirectoryNode:
+    root = DirectoryNode(None, "")
+    root.upper = None if upper is None else upper.root
+    root.lowers = tuple(layer.root for layer in lowers)
+    root.depths = tuple(range(1, len(lowers) + 1))
+    return root
+
+
+def upper_of(directory: DirectoryNode) -> LayerDirectory:
+    """The upper's directory of a node that has been copied up."""
+    if directory.upper is None:
+        raise AssertionError(f"{directory.path!r} is not in the upper")
+    return directory.upper
+
+
+def as_upper(directory: Directory) -> LayerDirectory:
+    """The same directory, known to be of a plain directory layer, as every upper is."""
+    if not isinstance(directory, LayerDirectory):
+        raise TypeError(f"the upper is not a plain directory at {directory.path!r}")
+    return directory
+
+
+def missing(name: str) -> OSError:
+    """ENOENT for `name`, or ENAMETOOLONG as the kernel answers before it looks."""
+    number = errno.ENAMETOOLONG if len(os.fsencode(name)) > 255 else errno.ENOENT
+    return OSError(number, os.strerror(number), name)

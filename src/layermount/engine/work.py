@@ -1,0 +1,196 @@
+"""The work directory: where a change is made ready, so that it lands with one rename.
+
+The layout is the kernel's: `WORK/work/` holds what is being prepared, `WORK/index/` the kernel's link
+index if it ever kept one, `WORK/work/incompat/volatile/` stands while an upper is used without
+syncing. Whatever is left in `WORK/work/` is a left-over of a crash: swept at open, under the lock.
+Rules: W1 to W5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from layermount.config import Durability
+from layermount.errors import ConfigError, LayerUnavailableError
+from layermount.layer import copy
+from layermount.layer.base import DIRECTORY
+from layermount.linux import files, xattrs
+
+_STAGING = "work"
+_VOLATILE = "incompat/volatile"
+_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class Work:
+    """An open, locked work directory.
+
+    Attributes:
+        fd: The staging directory; work files are made here.
+        base_fd: The work directory itself, which also holds the kernel's link index; borrowed.
+    """
+
+    def __init__(self, base_fd: int, *, durability: Durability) -> None:
+        """Sweep what a crash left, and make the staging directory ready.
+
+        Args:
+            base_fd: The work directory, locked by the caller, whose descriptor it stays.
+            durability: With `volatile` a mark is set that `close` takes away.
+
+        Raises:
+            LayerUnavailableError: The upper was used without syncing and not closed cleanly.
+            OSError: The staging directory cannot be made or emptied.
+        """
+        self._durability = durability
+        self._numbers = itertools.count()
+        self._prefix = f"#{os.getpid():x}.{int.from_bytes(os.urandom(6)):x}."
+        self.base_fd = base_fd
+        _refuse_unclean(base_fd)
+        sweep(base_fd)
+        self.fd = os.open(_STAGING, _FLAGS | os.O_NOFOLLOW, dir_fd=base_fd)
+        if durability is Durability.VOLATILE:
+            os.makedirs(self.path(_VOLATILE), mode=0o700)
+
+    def name(self) -> str:
+        """A name that nothing in the staging directory has."""
+        return f"{self._prefix}{next(self._numbers):x}"
+
+    def path(self, name: str) -> str:
+        """A path to a work file for calls that take no directory descriptor."""
+        return f"/proc/self/fd/{self.fd}/{name}"
+
+    def file(self) -> tuple[str, int]:
+        """A new empty work file: its name and a read-write descriptor, the caller's."""
+        name = self.name()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        return name, os.open(name, flags, 0o600, dir_fd=self.fd)
+
+    def whiteout(self) -> str:
+        """A new whiteout mark, not yet in its place: its name."""
+        name = self.name()
+        make_whiteout(self.fd, name)
+        return name
+
+    def sync_data(self, fd: int) -> None:
+        """Put a work file's bytes on disk before it lands, unless the setting says never."""
+        if self._durability is not Durability.VOLATILE:
+            os.fsync(fd)
+
+    def sync_entry(self, fd: int) -> None:
+        """Put metadata or a directory's entries on disk, if the setting asks for it."""
+        if self._durability is Durability.STRICT:
+            os.fsync(fd)
+
+    def discard(self, name: str) -> None:
+        """Remove a work file or a whole tree of them; what is already gone is fine."""
+        try:
+            os.unlink(name, dir_fd=self.fd)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.EPERM):
+                raise
+            remove_tree(self.fd, name)
+
+    @contextlib.contextmanager
+    def discarding(self, name: str) -> Iterator[None]:
+        """Discard the work file `name` if the block fails."""
+        try:
+            yield
+        except BaseException:
+            self.discard(name)
+            raise
+
+    def close(self) -> None:
+        """Take the volatile mark away and give the descriptor back."""
+        if self._durability is Durability.VOLATILE:
+            os.fsync(self.fd)
+            remove_tree(self.fd, "incompat")
+        os.close(self.fd)
+
+
+def prepare(path: Path) -> int:
+    """Open the work directory, made when missing; the descriptor is the caller's.
+
+    Raises:
+        ConfigError: It cannot be made, or is no directory.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        return os.open(path, _FLAGS)
+    except OSError as error:
+        reason = f"cannot use work directory {str(path)!r}: {error.strerror}"
+        raise ConfigError(reason) from error
+
+
+def make_whiteout(dir_fd: int, name: str) -> None:
+    """Make the mark that deletes `name` in deeper layers: a character device 0:0."""
+    os.mknod(name, 0o020000, 0, dir_fd=dir_fd)
+
+
+def sweep(base_fd: int) -> None:
+    """Leave an empty staging directory, whatever was there."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(_STAGING, 0o700, dir_fd=base_fd)
+    # The kernel leaves its own with mode 0, which its owner could not even list. What is made here
+    # must inherit nothing: neither a group from a set-group-id bit nor a default ACL.
+    copy.chmod(base_fd, _STAGING, 0o700)
+    if xattrs.find_xattr(base_fd, _STAGING, copy.ACL_DEFAULT) is not None:
+        xattrs.removexattr(base_fd, _STAGING, copy.ACL_DEFAULT)
+    fd = os.open(_STAGING, _FLAGS | os.O_NOFOLLOW, dir_fd=base_fd)
+    try:
+        for name in os.listdir(fd):
+            remove_any(fd, name)
+    finally:
+        os.close(fd)
+
+
+def remove_any(dir_fd: int, name: str) -> None:
+    """Remove an entry of any kind with all that is below it."""
+    if os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode >> 12 == DIRECTORY:
+        remove_tree(dir_fd, name)
+    else:
+        os.unlink(name, dir_fd=dir_fd)
+
+
+def remove_tree(dir_fd: int, name: str) -> None:
+    """Remove a directory with all that is below it, links not followed."""
+    _make_accessible(dir_fd, name)
+    shutil.rmtree(name, dir_fd=dir_fd)
+
+
+def _make_accessible(dir_fd: int, name: str) -> None:
+    mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+    if mode & 0o700 != 0o700:
+        copy.chmod(dir_fd, name, 0o700)
+
+
+def _refuse_unclean(base_fd: int) -> None:
+    try:
+        os.stat(f"{_STAGING}/{_VOLATILE}", dir_fd=base_fd, follow_symlinks=False)
+    except (FileNotFoundError, PermissionError):
+        return
+    raise LayerUnavailableError(
+        "the upper was used with durability 'volatile' and was not closed cleanly",
+        hint="its content may be incomplete; drop it, or remove work/incompat in the work directory",
+    )
+
+
+def same_filesystem(upper_fd: int, work_fd: int) -> bool:
+    """Whether a rename from work to upper is possible, found out by doing it."""
+    name = f".layermount-probe-{os.getpid():x}-{int.from_bytes(os.urandom(6)):x}"
+    os.mkdir(name, 0o700, dir_fd=work_fd)
+    try:
+        files.renameat2(work_fd, name, upper_fd, name)
+    except OSError as error:
+        os.rmdir(name, dir_fd=work_fd)
+        if error.errno == errno.EXDEV:
+            return False
+        raise
+    os.rmdir(name, dir_fd=upper_fd)
+    return True

@@ -1,0 +1,134 @@
+"""What the engine tells the outside: frozen records, and the bus that carries them.
+
+The engine speaks only through this module. It does not belong here to decide who listens, to store
+anything, or to know what an event causes.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+
+_log = logging.getLogger("layermount.events")
+
+
+class EventKind(enum.StrEnum):
+    """What an event reports."""
+
+    WARNING = "warning"
+    COPY_UP = "copy-up"
+    COPY_UP_DATA = "copy-up-data"
+    CREATED = "created"
+    WHITEOUT_CREATED = "whiteout-created"
+    OPAQUE_SET = "opaque-set"
+    REMOVED = "removed"
+    RENAMED = "renamed"
+    ACCESS_DENIED = "access-denied"
+
+
+class Operation(enum.StrEnum):
+    """What a caller is about to do; the language a gate and the engine share."""
+
+    CREATE = "create"
+    OPEN = "open"
+    READ = "read"
+    WRITE = "write"
+    OVERWRITE = "overwrite"
+    DELETE = "delete"
+    RENAME = "rename"
+    LINK = "link"
+    GET_INFO = "get-info"
+    SET_INFO = "set-info"
+    SET_SIZE = "set-size"
+    GET_SECURITY = "get-security"
+    SET_SECURITY = "set-security"
+    READ_DIRECTORY = "read-directory"
+    FLUSH = "flush"
+    CLEANUP = "cleanup"
+    CLOSE = "close"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened.
+
+    Attributes:
+        kind: What happened.
+        path: Merged path, relative to the overlay's root, no leading slash; "" is the root.
+        old_path: Where it was before, for `EventKind.RENAMED`; otherwise None.
+        message: For people; "" when the kind says it all.
+        timestamp_ns: Wall clock, nanoseconds since 1970-01-01 UTC.
+        pid: The process that caused it, as far as the host knows.
+    """
+
+    kind: EventKind
+    path: str
+    old_path: str | None = None
+    message: str = ""
+    timestamp_ns: int = field(default_factory=time.time_ns)
+    pid: int = field(default_factory=os.getpid)
+
+
+class Subscription:
+    """A subscriber's place on the bus; closing it, or leaving its `with`, ends the delivery."""
+
+    def __init__(self, bus: EventBus, subscriber: Callable[[Event], object]) -> None:
+        self._bus = bus
+        self._subscriber = subscriber
+
+    def close(self) -> None:
+        """Stop the delivery. Events already being delivered in another thread may still arrive."""
+        self._bus._drop(self)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class EventBus:
+    """Carries events to any number of subscribers, in the order they subscribed.
+
+    Delivery is synchronous, in the thread that caused the event, after the operation is complete and
+    with no lock of the engine held: a subscriber may use the overlay. A subscriber that raises is
+    logged to `layermount.events` and kept; the others and the engine go on.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._subscriptions: tuple[Subscription, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._subscriptions)
+
+    def subscribe(self, subscriber: Callable[[Event], object]) -> Subscription:
+        """Deliver every later event to `subscriber`, until the subscription is closed."""
+        subscription = Subscription(self, subscriber)
+        with self._lock:
+            self._subscriptions = (*self._subscriptions, subscription)
+        return subscription
+
+    def publish(self, event: Event) -> None:
+        """Deliver `event` to every subscriber."""
+        for subscription in self._subscriptions:
+            try:
+                subscription._subscriber(event)
+            except Exception:
+                _log.exception("an event subscriber failed on %s", event)
+
+    def _drop(self, subscription: Subscription) -> None:
+        with self._lock:
+            self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)

@@ -1,0 +1,1 @@
+"""Ways to show an overlay to every program."""

@@ -1,0 +1,1 @@
+"""What a layer is on disk; shared by engine, images and store."""

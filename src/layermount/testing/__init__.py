@@ -1,0 +1,1 @@
+"""Public tools for tests: trees as data, and oracles to compare an overlay with."""
