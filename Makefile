@@ -36,7 +36,7 @@ check: setup ## lint, formatting, types, and the imports against docs/architectu
 	$(PYTEST) -q tests/test_architecture.py
 
 demo: setup ## show what it does, on a small tree of its own
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh demo/demo.sh
+	@PATH="$(abspath $(BIN)):$$PATH"; if test -f demo/demo.sh; then sh demo/demo.sh; else python demo/demo.py; fi
 
 oracle: setup ## long run of the state machines against the kernel (half an hour)
 	HYPOTHESIS_PROFILE=long $(PYTEST) -n 2 --timeout 0 -m 'slow or not slow' tests/property
@@ -44,8 +44,8 @@ oracle: setup ## long run of the state machines against the kernel (half an hour
 crash: setup ## every operation killed at every system call (minutes)
 	$(PYTEST) -n 2 --timeout 0 -m 'slow or not slow' tests/crash
 
-bench: setup ## measure against the kernel's overlayfs and the peers
-	$(BIN)/python -m benchmarks
+bench: setup ## measure what the engine costs (root; 8 GiB for images; minutes)
+	$(BIN)/python benchmarks/engine.py
 
 build: setup ## build the source archive and the wheel into dist/
 	$(BIN)/python -m build --quiet

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import tomllib
 import types
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +53,11 @@ def test_a_public_name_is_documented(name: str) -> None:
     assert text, f"{name} has no docstring"
     # What a dataclass makes up by itself is its signature.
     assert not text.startswith(f"{name}("), f"{name} has no docstring of its own"
+
+
+def test_the_version_is_the_one_that_is_built() -> None:
+    project = tomllib.loads(Path(__file__).parent.parent.joinpath("pyproject.toml").read_text())
+    assert layermount.__version__ == project["project"]["version"]
 
 
 def test_a_star_import_gives_the_public_names() -> None:

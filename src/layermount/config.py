@@ -127,7 +127,8 @@ class LayerMountConfig:
             return _path(given, "work_dir_path")
         if self.upper_path is None:
             return None
-        upper = self.upper_path.absolute()
+        # An upper "." or ".." has no name of its own to put beside it.
+        upper = Path(os.path.abspath(self.upper_path))
         return upper.parent / ".layermount-work" / upper.name
 
     def _check(self) -> None:

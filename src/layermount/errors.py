@@ -42,7 +42,11 @@ class LayerMountError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), str(self.args[0]), self.hint))
+        return (_rebuild, (type(self), str(self.args[0]), self.hint), self._state())
+
+    def _state(self) -> dict[str, object]:
+        """What a copy needs beside the message, notes among it."""
+        return self.__dict__
 
 
 def _rebuild(kind: type[LayerMountError], message: str, hint: str | None) -> LayerMountError:
@@ -130,6 +134,10 @@ class AccessDeniedError(LayerMountError, PermissionError):
         super().__init__(message, hint=hint)
         self.errno = errno.EACCES
         self.strerror = message
+
+    def _state(self) -> dict[str, object]:
+        paths = {"filename": self.filename, "filename2": self.filename2}
+        return self.__dict__ | {name: path for name, path in paths.items() if path is not None}
 
 
 class ClosedError(LayerMountError, ValueError):

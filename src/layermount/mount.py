@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,14 @@ from layermount.engine.node import DirectoryNode, Node
 from layermount.engine.overlay import Overlay
 from layermount.engine.pathlike import LayerMountPath
 from layermount.engine.pathops import PathOperations
-from layermount.engine.paths import StrPath, get_directory, get_node, locate, naming
+from layermount.engine.paths import (
+    StrPath,
+    canonical_parts,
+    get_directory,
+    get_node,
+    locate,
+    naming,
+)
 from layermount.events import Event, Subscription
 
 
@@ -86,7 +92,7 @@ class LayerMount(PathOperations):
     def __init__(self, config: LayerMountConfig, *, gate: Gate | None = None) -> None:
         """Open the overlay that `config` describes; the same as `create`."""
         super().__init__(Overlay(config, gate=gate))
-        self._temporary: Path | None = None
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
     def create(cls, config: LayerMountConfig, *, gate: Gate | None = None) -> LayerMount:
@@ -112,15 +118,17 @@ class LayerMount(PathOperations):
         """
         base = Path(work_dir)
         base.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix="transient-", dir=base))
+        # It removes directories too that their owner may not enter.
+        temporary = tempfile.TemporaryDirectory(prefix="transient-", dir=base)
+        place = Path(temporary.name)
         upper = place / "upper"
         upper.mkdir()
         try:
             mount = cls(LayerMountConfig(upper, lower_paths, work_dir_path=place / "work"))
         except BaseException:
-            shutil.rmtree(place)
+            temporary.cleanup()
             raise
-        mount._temporary = place
+        mount._temporary = temporary
         return mount
 
     @property
@@ -138,7 +146,7 @@ class LayerMount(PathOperations):
         self.overlay.close()
         temporary, self._temporary = self._temporary, None
         if temporary is not None:
-            shutil.rmtree(temporary)
+            temporary.cleanup()
 
     def __enter__(self) -> LayerMount:
         return self
@@ -162,7 +170,10 @@ class LayerMount(PathOperations):
     # Layers.
 
     def resolve_path(self, path: StrPath) -> ResolvedPath:
-        """Which layer answers for a path; nothing there is an answer too. Links are not followed."""
+        """Which layer answers for a path; nothing there is an answer too.
+
+        A link at the end is not followed.
+        """
         explanation = self.explain(path)
         answer = explanation.answer
         if answer is None:
@@ -185,16 +196,16 @@ class LayerMount(PathOperations):
         with self.overlay.tree.lock:
             return upper is not None and upper.is_opaque()
 
-    def explain(self, path: StrPath) -> Explanation:
-        """What each layer has at a path, which one answers, and what hides the others."""
-        text = os.fspath(path)
-        with naming(text):
-            parts = [part for part in text.split("/") if part not in ("", ".")]
-            if ".." in parts:
-                place = locate(self.overlay, text, follow=False)
-                parts = [*place.parent.path.split("/"), place.name]
-                parts = [part for part in parts if part]
-            return explain(self.overlay, parts)
+    def explain(self, path: StrPath, *, first_is_upper: bool = False) -> Explanation:
+        """What each layer has at a path, which one answers, and what hides the others.
+
+        Links on the way are followed, so the path in the answer may be another; the last is not.
+        With `first_is_upper` an upper that was opened as the nearest lower, to look at it without
+        locking it, is called the upper.
+        """
+        with naming(os.fspath(path)):
+            parts = canonical_parts(self.overlay, path)
+            return explain(self.overlay, parts, first_is_upper=first_is_upper)
 
     def ensure_in_upper(self, path: StrPath) -> None:
         """Copy up what is at `path`, with its data; a link is not followed."""
@@ -225,14 +236,25 @@ class LayerMount(PathOperations):
             self.overlay.whiteout(place.parent, place.name)
 
     def merge_directory(self, path: StrPath = "") -> Iterator[MergedEntry]:
-        """Every entry of a directory as the layers show it together, sorted by name."""
+        """Every entry of a directory as the layers show it together, sorted by name.
+
+        What is removed while it goes on is left out.
+        """
         with naming(os.fspath(path)):
             directory = get_directory(self.overlay, path)
             names = sorted(name for name, _ in self.overlay.listdir(directory))
         for name in names:
+            entry = self._merged_entry(directory, name)
+            if entry is not None:
+                yield entry
+
+    def _merged_entry(self, directory: DirectoryNode, name: str) -> MergedEntry | None:
+        try:
             node = self.overlay.lookup(directory, name)
-            origin = "upper" if node.in_upper else "lower"
-            yield MergedEntry(name, self.overlay.getattr(node), origin)
+            status = self.overlay.getattr(node)
+        except FileNotFoundError:
+            return None
+        return MergedEntry(name, status, "upper" if node.in_upper else "lower")
 
     def get_stats(self) -> Counters:
         """What this overlay has done so far; a copy."""
@@ -263,10 +285,10 @@ class LayerMount(PathOperations):
             node: Node = get_node(self.overlay, path, follow=False)
             if self.overlay.upper is None:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-            if self._is_real_directory(path) and self.listdir(path):
-                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
             if node.parent is None:
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+            if isinstance(node, DirectoryNode) and self.overlay.listdir(node):
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
 
     def rename_file(self, old: StrPath, new: StrPath, *, replace: bool = False) -> None:
         """Move an entry; what is at `new` is replaced only when asked for."""

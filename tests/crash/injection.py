@@ -2,28 +2,29 @@
 
 The child is forked from the test's own interpreter with everything imported, opens the overlay, and
 waits; then strace attaches, and from there on every call counts. What the child has to say it sends
-through a socket, which is no call that is ever counted.
+through a socket, by calls that are never counted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import pickle
 import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from layermount.config import LayerMountConfig
-from layermount.engine.overlay import Overlay
+from layermount.testing.oracles import EngineTarget
+from layermount.testing.trees import Snapshot, snapshot
 from tests import forked
 from tests.crash.operations import Act
-from tests.crash.views import View, through_engine
 
 #: What changes a filesystem, and what makes a change last.
 _CALLS = (
@@ -32,7 +33,7 @@ _CALLS = (
     "chmod,fchmod,fchmodat,chown,lchown,fchown,fchownat,utimensat,write,pwrite64,pwritev,pwritev2,"
     "copy_file_range,ioctl,fallocate,truncate,ftruncate,fsync,fdatasync,sync_file_range,syncfs"
 )
-_LINE = re.compile(r"^(?:\d+ +)?(\w+)\((.*)$")
+_LINE = re.compile(r"(\w+)\((.*)")
 _WRITING_OPEN = re.compile(r"O_CREAT|O_WRONLY|O_RDWR|O_TRUNC|O_TMPFILE")
 
 
@@ -54,7 +55,7 @@ class Outcome:
 
     Attributes:
         killed: It was, before it could say anything.
-        error: The errno the operation failed with, None when it did not fail.
+        error: The errno that the operation failed with, None when it did not fail.
         seen: What the same open overlay shows afterwards.
         again: What it shows after the operation was done once more, if it had failed.
         trace: What strace wrote.
@@ -62,8 +63,8 @@ class Outcome:
 
     killed: bool
     error: int | None
-    seen: View
-    again: View | None
+    seen: Snapshot
+    again: Snapshot | None
     trace: list[str]
 
     @property
@@ -72,7 +73,14 @@ class Outcome:
         return self.killed or any("(INJECTED" in line for line in self.trace)
 
 
-def run(config: LayerMountConfig, act: Act, trace: Path, fault: str | None = None) -> Outcome:
+def run(
+    config: LayerMountConfig,
+    act: Act,
+    trace: Path,
+    fault: str | None = None,
+    *,
+    when_failed: Callable[[], object] = lambda: None,
+) -> Outcome:
     """Do one operation in a child.
 
     Args:
@@ -80,9 +88,10 @@ def run(config: LayerMountConfig, act: Act, trace: Path, fault: str | None = Non
         act: The operation.
         trace: Where strace writes.
         fault: An expression for `strace -e inject=`; None lets everything succeed.
+        when_failed: Called after the operation has failed, before it is done once more.
     """
     ours, theirs = socket.socketpair()
-    with ours, theirs:
+    with ours:
         pid = forked.fork()
         if pid == 0:
             _child(config, act, ours, theirs)
@@ -91,27 +100,30 @@ def run(config: LayerMountConfig, act: Act, trace: Path, fault: str | None = Non
             assert ours.recv(1) == b"r", "the child could not open the overlay"
             with _tracing(pid, trace, fault):
                 ours.sendall(b"g")
-                raw = _receive_all(ours)
+                if ours.recv(1) == b"e":
+                    when_failed()
+                ours.sendall(b"g")
+                raw = b"".join(iter(lambda: ours.recv(1 << 16), b""))
+        except BrokenPipeError:
+            raw = b""
         finally:
             status = os.waitpid(pid, 0)[1]
-    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    assert killed or raw, f"the child ended without an answer, status {status}"
     lines = trace.read_text(encoding="utf-8", errors="replace").splitlines()
-    if killed:
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return Outcome(True, None, {}, None, lines)
-    error, seen, again = pickle.loads(raw)  # noqa: S301  from our own child
-    if isinstance(error, str):
-        raise AssertionError(error)
+    assert raw, f"the child ended without an answer, status {status}"
+    problem, error, seen, again = pickle.loads(raw)  # noqa: S301  # from our own child
+    assert problem is None, problem
     return Outcome(False, error, seen, again, lines)
 
 
-def calls(config: LayerMountConfig, act: Act, trace: Path) -> tuple[list[Call], View]:
-    """The changing system calls of an operation that succeeds, and what is seen after it."""
+def calls(config: LayerMountConfig, act: Act, trace: Path) -> list[Call]:
+    """The changing system calls of an operation that succeeds."""
     outcome = run(config, act, trace)
     assert outcome.error is None, os.strerror(outcome.error or 0)
-    # What follows in the trace is the child looking at its own work, which changes nothing.
     numbers: dict[str, int] = {}
     found = []
+    # What the child does afterwards, looking at its own work, is in the trace and changes nothing.
     for line in outcome.trace:
         match = _LINE.match(line)
         if match is None:
@@ -120,7 +132,7 @@ def calls(config: LayerMountConfig, act: Act, trace: Path) -> tuple[list[Call], 
         numbers[name] = numbers.get(name, 0) + 1
         if _changes(name, rest):
             found.append(Call(name, numbers[name], rest))
-    return found, outcome.seen
+    return found
 
 
 def _changes(name: str, rest: str) -> bool:
@@ -129,33 +141,36 @@ def _changes(name: str, rest: str) -> bool:
     return name != "ioctl" or "FICLONE" in rest
 
 
-def _child(config: LayerMountConfig, act: Act, ours: socket.socket, theirs: socket.socket) -> None:
-    """In the child; never returns."""
+def _child(
+    config: LayerMountConfig, act: Act, ours: socket.socket, theirs: socket.socket
+) -> NoReturn:
     try:
         ours.close()
-        overlay = Overlay(config)
+        target = EngineTarget(config)
         theirs.sendall(b"r")
         theirs.recv(1)
-        answer = _attempt(overlay, act)
-    except BaseException as unexpected:  # noqa: BLE001  it is told to the parent
-        answer = (f"unexpected: {unexpected!r}", {}, None)
+        answer = _attempt(target, act, theirs)
+    except BaseException:  # noqa: BLE001  # it is told to the parent
+        answer = (traceback.format_exc(), None, {}, None)
     theirs.sendall(pickle.dumps(answer))
     os._exit(0)
 
 
-def _attempt(overlay: Overlay, act: Act) -> tuple[int | str | None, View, View | None]:
+def _attempt(
+    target: EngineTarget, act: Act, parent: socket.socket
+) -> tuple[str | None, int | None, Snapshot, Snapshot | None]:
     try:
-        act(overlay)
+        act(target)
     except OSError as error:
-        # Whatever errno it is, the parent compares it.
-        seen = through_engine(overlay)
-        try:
-            act(overlay)
-        except OSError as second:
-            number = errno.errorcode.get(second.errno or 0)
-            return f"the second attempt fails with {number}: {second}", seen, None
-        return error.errno, seen, through_engine(overlay)
-    return None, through_engine(overlay), None
+        # Whichever errno it is, the parent compares it.
+        seen = snapshot(target)
+        parent.sendall(b"e")
+        parent.recv(1)
+        act(target)
+        return None, error.errno, seen, snapshot(target)
+    parent.sendall(b"d")
+    parent.recv(1)
+    return None, None, snapshot(target), None
 
 
 @contextlib.contextmanager
@@ -170,10 +185,3 @@ def _tracing(pid: int, trace: Path, fault: str | None) -> Iterator[None]:
         assert "attached" in line, line + strace.stderr.read()
         yield
         strace.stderr.read()
-
-
-def _receive_all(connection: socket.socket) -> bytes:
-    parts = []
-    while part := connection.recv(1 << 16):
-        parts.append(part)
-    return b"".join(parts)

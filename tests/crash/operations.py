@@ -2,18 +2,60 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from layermount.engine.node import DirectoryNode, Node
-from layermount.engine.overlay import Overlay
+from layermount.engine.node import DirectoryNode
 from layermount.linux.files import RENAME_EXCHANGE
-from tests.crash.views import LONG_AGO_NS
+from layermount.testing.oracles import EngineTarget
+from layermount.testing.trees import (
+    LONG_AGO_NS,
+    Tree,
+    build,
+    directory,
+    fifo,
+    file,
+    symlink,
+)
 
-Act = Callable[[Overlay], None]
-_MEBIBYTE = 1 << 20
+Act = Callable[[EngineTarget], object]
+_MIDDLE = 1 << 17
+#: `cap_net_raw+ep`, as setcap(8) stores it.
+_CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
+
+_NEAR: Tree = {
+    "small": file(b"hello", mode=0o640, owner=(5, 6), xattrs={"user.color": b"blue"}),
+    "meta": file(b"data" * 3000),
+    "script": file(b"#!/bin/sh\n", mode=0o4755),
+    "other": file(b"other"),
+    "link": symlink("small"),
+    "fifo": fifo(),
+    "empty": directory(),
+    "dir/file": file(b"in dir"),
+    "dir/sub/below/deep": file(b"deep"),
+    "merged/one": file(b"1"),
+    "group": directory(mode=0o2775, owner=(0, 7)),
+    "group/old": file(b"old"),
+}
+_FAR: Tree = {
+    "small": file(b"hidden by near"),
+    "dir/far": file(b"far"),
+    "dir/sub/hidden": file(b"from far"),
+    "merged/two": file(b"2"),
+}
+
+
+def build_lowers(base: Path) -> list[Path]:
+    """Two lowers, nearest first, with something of everything; all times are long ago."""
+    near, far = build(base / "near", _NEAR), build(base / "far", _FAR)
+    sparse = near / "sparse"
+    build(near, {"sparse": file(b"start" * 100)})
+    with sparse.open("r+b") as opened:
+        opened.seek(_MIDDLE)
+        opened.write(b"middle" * 100)
+        opened.truncate(2 * _MIDDLE)
+    return [near, far]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,254 +66,174 @@ class Case:
         name: For people.
         act: What is interrupted.
         arrange: What is done to the upper, and not interrupted, before.
+        truncates: It opens to truncate what a lower has: if the open itself fails after the empty
+            copy has landed, the file is truncated all the same, as it is in the kernel.
+        in_place: It fills a copy with several names: until that is done, a crash leaves the time of
+            the change on it, as it does in the kernel.
     """
 
     name: str
     act: Act
     arrange: Act = lambda _: None
+    truncates: bool = False
+    in_place: bool = False
 
 
-def build_lowers(base: Path) -> list[Path]:
-    """Two lowers with something of everything; all times are long ago."""
-    near, far = base / "near", base / "far"
-    for directory in (
-        near / "dir/sub/below", near / "merged", near / "empty", near / "group", far / "dir/sub",
-        far / "merged", far / "distant",
-    ):  # fmt: skip
-        directory.mkdir(parents=True)
-    _build_near(near)
-    (far / "dir/far").write_bytes(b"far")
-    (far / "dir/sub/hidden").write_bytes(b"from far")
-    (far / "merged/two").write_bytes(b"2")
-    (far / "distant/file").write_bytes(b"distant")
-    (far / "small").write_bytes(b"hidden by near")
-    for layer in (near, far):
-        for above, _, files in os.walk(layer, topdown=False):
-            for name in files:
-                _age(os.path.join(above, name))
-            _age(above)
-    return [near, far]
+def _all(*acts: Act) -> Act:
+    return lambda target: [act(target) for act in acts]
 
 
-def _build_near(near: Path) -> None:
-    (near / "small").write_bytes(b"hello")
-    (near / "small").chmod(0o640)
-    os.chown(near / "small", 5, 6)
-    os.setxattr(near / "small", "user.color", b"blue")
-    with (near / "sparse").open("wb") as file:
-        file.write(b"start" * 100)
-        file.seek(_MEBIBYTE)
-        file.write(b"middle" * 100)
-        file.truncate(2 * _MEBIBYTE)
-    (near / "meta").write_bytes(b"data" * 3000)
-    (near / "script").write_bytes(b"#!/bin/sh\n")
-    (near / "script").chmod(0o4755)
-    (near / "other").write_bytes(b"other")
-    (near / "dir/file").write_bytes(b"in dir")
-    (near / "dir/sub/below/deep").write_bytes(b"deep")
-    (near / "merged/one").write_bytes(b"1")
-    (near / "group").chmod(0o2775)
-    os.chown(near / "group", 0, 7)
-    (near / "group/old").write_bytes(b"old")
-    os.symlink("small", near / "link")
-    os.mkfifo(near / "fifo")
+def _write(path: str, data: bytes = b"") -> Act:
+    return lambda target: target.write(path, data, 0)
 
 
-def _age(path: str) -> None:
-    os.utime(path, ns=(LONG_AGO_NS, LONG_AGO_NS), follow_symlinks=False)
+def _empty(path: str) -> Act:
+    return lambda target: target.overwrite(path, b"")
 
 
-def at(overlay: Overlay, path: str) -> Node:
-    """The node at a path."""
-    node: Node = overlay.root
+def _truncate(path: str, size: int) -> Act:
+    return lambda target: target.truncate(path, size)
+
+
+def _create(path: str) -> Act:
+    return lambda target: target.create(path, 0o640, b"")
+
+
+def _mkdir(path: str) -> Act:
+    return lambda target: target.mkdir(path, 0o755)
+
+
+def _symlink(path: str) -> Act:
+    return lambda target: target.symlink(path, "where/ever")
+
+
+def _link(path: str, new: str) -> Act:
+    return lambda target: target.link(path, new)
+
+
+def _unlink(path: str) -> Act:
+    return lambda target: target.unlink(path)
+
+
+def _rmdir(path: str) -> Act:
+    return lambda target: target.rmdir(path)
+
+
+def _rename(path: str, new: str, flags: int = 0) -> Act:
+    return lambda target: target.rename(path, new, flags)
+
+
+def _chmod(path: str) -> Act:
+    return lambda target: target.chmod(path, 0o700)
+
+
+def _utimens(path: str) -> Act:
+    return lambda target: target.utimens(path, LONG_AGO_NS, LONG_AGO_NS)
+
+
+def _setxattr(path: str, key: str, value: bytes) -> Act:
+    return lambda target: target.setxattr(path, key, value, 0)
+
+
+def _node(target: EngineTarget, path: str) -> DirectoryNode:
+    node = target.overlay.root
     for name in filter(None, path.split("/")):
-        assert isinstance(node, DirectoryNode)
-        node = overlay.lookup(node, name)
+        child = target.overlay.lookup(node, name)
+        assert isinstance(child, DirectoryNode)
+        node = child
     return node
 
 
-def directory(overlay: Overlay, path: str) -> DirectoryNode:
-    """The directory at a path."""
-    node = at(overlay, path)
-    assert isinstance(node, DirectoryNode)
-    return node
+def _set_opaque(path: str) -> Act:
+    return lambda target: target.overlay.set_opaque(_node(target, path))
 
 
-def _split(overlay: Overlay, path: str) -> tuple[DirectoryNode, str]:
+def _whiteout(path: str) -> Act:
     above, _, name = path.rpartition("/")
-    return directory(overlay, above), name
+    return lambda target: target.overlay.whiteout(_node(target, above), name)
 
 
-def opening(path: str, flags: int, data: bytes = b"") -> Act:
-    def act(overlay: Overlay) -> None:
-        handle = overlay.open(at(overlay, path), flags)
-        if data:
-            handle.write(data, 0)
-        handle.close()
-
-    return act
-
-
-def creating(path: str) -> Act:
-    def act(overlay: Overlay) -> None:
-        overlay.create(*_split(overlay, path), os.O_RDWR, 0o640)[1].close()
-
-    return act
-
-
-def making(path: str) -> Act:
-    def act(overlay: Overlay) -> None:
-        overlay.mkdir(*_split(overlay, path), 0o755)
-
-    return act
-
-
-def linking(old: str, new: str) -> Act:
-    def act(overlay: Overlay) -> None:
-        overlay.link(at(overlay, old), *_split(overlay, new))
-
-    return act
-
-
-def symlinking(path: str) -> Act:
-    def act(overlay: Overlay) -> None:
-        overlay.symlink(*_split(overlay, path), "where/ever")
-
-    return act
-
-
-def unlinking(path: str) -> Act:
-    def act(overlay: Overlay) -> None:
-        overlay.unlink(*_split(overlay, path))
-
-    return act
-
-
-def removing(path: str) -> Act:
-    def act(overlay: Overlay) -> None:
-        overlay.rmdir(*_split(overlay, path))
-
-    return act
-
-
-def renaming(old: str, new: str, flags: int = 0) -> Act:
-    def act(overlay: Overlay) -> None:
-        overlay.rename(*_split(overlay, old), *_split(overlay, new), flags)
-
-    return act
-
-
-def whiting_out(path: str) -> Act:
-    def act(overlay: Overlay) -> None:
-        overlay.whiteout(*_split(overlay, path))
-
-    return act
-
-
-def on(path: str, do: Callable[[Overlay, Node], None]) -> Act:
-    """`do` on the node at a path."""
-    return lambda overlay: do(overlay, at(overlay, path))
-
-
-def changing_mode(path: str) -> Act:
-    return on(path, lambda overlay, node: overlay.chmod(node, 0o700))
-
-
-def all_of(*acts: Act) -> Act:
-    def act(overlay: Overlay) -> None:
-        for one in acts:
-            one(overlay)
-
-    return act
-
-
-_MERGED_EMPTY = all_of(unlinking("merged/one"), unlinking("merged/two"))
+_NO_MERGED_FILES = _all(_unlink("merged/one"), _unlink("merged/two"))
+_LINKED_SHELL = _all(_chmod("meta"), _link("meta", "dir/second"))
 
 CASES = (
-    Case("copy up small", opening("small", os.O_WRONLY)),
-    Case("copy up deep", opening("dir/sub/below/deep", os.O_RDWR)),
-    Case("copy up sparse and write", opening("sparse", os.O_RDWR, b"new")),
-    Case("copy up set-user-id file", opening("script", os.O_RDWR)),
-    Case("copy up link", on("link", lambda o, n: o.utimens(n, LONG_AGO_NS, LONG_AGO_NS))),
-    Case("copy up fifo", changing_mode("fifo")),
-    Case("copy up directories", changing_mode("dir/sub/below")),
-    Case("chmod without data", changing_mode("meta")),
-    Case("chown", on("meta", lambda o, n: o.chown(n, 8, 9))),
-    Case("utimens", on("meta", lambda o, n: o.utimens(n, LONG_AGO_NS, LONG_AGO_NS))),
-    Case("complete a shell", opening("meta", os.O_RDWR), changing_mode("meta")),
+    Case("copy up small", _write("small")),
+    Case("copy up deep", _write("dir/sub/below/deep")),
+    Case("copy up sparse and write", _write("sparse", b"new")),
+    Case("copy up set-user-id file", _write("script")),
+    Case("copy up link", _utimens("link")),
+    Case("copy up fifo", _chmod("fifo")),
+    Case("copy up directories", _chmod("dir/sub/below")),
+    Case("chmod without data", _chmod("meta")),
+    Case("chown", lambda target: target.chown("meta", 8, 9)),
+    Case("utimens", _utimens("meta")),
+    Case("fill shell", _write("meta"), _chmod("meta")),
+    Case("fill capable shell", _write("meta"), _setxattr("meta", "security.capability", _CAPABILITY)),
+    Case("fill moved shell", _write("dir/new"), _all(_chmod("meta"), _rename("meta", "dir/new"))),
+    Case("fill linked shell", _write("dir/second"), _LINKED_SHELL, in_place=True),
+    Case("open to truncate", _empty("meta"), truncates=True),
+    Case("open shell to truncate", _empty("meta"), _chmod("meta"), truncates=True),
+    Case("truncate", _truncate("meta", 5)),
+    Case("truncate sparse longer", _truncate("sparse", 3 * _MIDDLE)),
+    Case("truncate shell", _truncate("meta", 5), _chmod("meta")),
+    Case("truncate linked shell", _truncate("meta", 5), _LINKED_SHELL, in_place=True),
+    Case("truncate in upper", _truncate("own", 5), _create("own")),
+    Case("setxattr", _setxattr("small", "user.size", b"XL")),
+    Case("removexattr", lambda target: target.removexattr("small", "user.color")),
+    Case("unlink in upper", _unlink("own"), _create("own")),
+    Case("unlink copy", _unlink("small"), _write("small")),
+    Case("unlink in lower", _unlink("dir/file")),
+    Case("rmdir in upper", _rmdir("own"), _mkdir("own")),
+    Case("rmdir with marks", _rmdir("merged"), _NO_MERGED_FILES),
+    Case("rmdir in lower", _rmdir("empty")),
+    Case("rename lower", _rename("small", "new")),
+    Case("rename lower to other directory", _rename("small", "dir/sub/new")),
+    Case("rename upper", _rename("own", "new"), _create("own")),
+    Case("rename over lower", _rename("small", "other")),
+    Case("rename upper over lower", _rename("own", "dir/file"), _create("own")),
+    Case("rename over copy", _rename("small", "other"), _write("other")),
+    Case("rename lower over whiteout", _rename("small", "other"), _unlink("other")),
     Case(
-        "complete a shell with capability",
-        opening("meta", os.O_RDWR),
-        on(
-            "meta",
-            lambda o, n: o.setxattr(
-                n, "security.capability", bytes.fromhex("0000000200200000000000000000000000000000")
-            ),
-        ),
+        "rename upper over whiteout", _rename("own", "other"), _all(_unlink("other"), _create("own"))
     ),
+    Case("rename directory", _rename("dir", "new")),
+    Case("rename directory away", _rename("dir/sub", "merged/new")),
+    Case("rename directory twice", _rename("new/sub", "merged/new"), _rename("dir", "new")),
+    Case("rename directory over lower", _rename("dir", "empty")),
+    Case("rename directory over marks", _rename("dir", "merged"), _NO_MERGED_FILES),
+    Case("rename directory over whiteout", _rename("dir", "empty"), _rmdir("empty")),
     Case(
-        "complete a moved shell",
-        opening("dir/moved", os.O_RDWR),
-        all_of(changing_mode("meta"), renaming("meta", "dir/moved")),
+        "rename own directory over marks",
+        _rename("own", "merged"),
+        _all(_NO_MERGED_FILES, _mkdir("own")),
     ),
-    Case("open to truncate", opening("meta", os.O_WRONLY | os.O_TRUNC)),
-    Case("open a shell to truncate", opening("meta", os.O_WRONLY | os.O_TRUNC), changing_mode("meta")),
-    Case("truncate", on("meta", lambda o, n: o.truncate(n, 5))),
-    Case("truncate sparse longer", on("sparse", lambda o, n: o.truncate(n, 3 * _MEBIBYTE))),
-    Case("truncate a shell", on("meta", lambda o, n: o.truncate(n, 5)), changing_mode("meta")),
-    Case("truncate in upper", on("own", lambda o, n: o.truncate(n, 5)), creating("own")),
-    Case("setxattr", on("small", lambda o, n: o.setxattr(n, "user.size", b"XL"))),
-    Case("removexattr", on("small", lambda o, n: o.removexattr(n, "user.color"))),
-    Case("unlink in upper", unlinking("own"), creating("own")),
-    Case("unlink copy", unlinking("small"), opening("small", os.O_RDWR)),
-    Case("unlink in lower", unlinking("dir/file")),
-    Case("rmdir in upper", removing("own"), making("own")),
-    Case("rmdir with marks", removing("merged"), _MERGED_EMPTY),
-    Case("rmdir in lower", removing("empty")),
-    Case("rename lower", renaming("small", "new")),
-    Case("rename lower to other directory", renaming("small", "dir/sub/new")),
-    Case("rename upper", renaming("own", "new"), creating("own")),
-    Case("rename over lower", renaming("small", "other")),
-    Case("rename upper over lower", renaming("own", "dir/file"), creating("own")),
-    Case("rename over copy", renaming("small", "other"), opening("other", os.O_RDWR)),
-    Case("rename lower over whiteout", renaming("small", "other"), unlinking("other")),
-    Case(
-        "rename upper over whiteout",
-        renaming("own", "other"),
-        all_of(unlinking("other"), creating("own")),
-    ),
-    Case("rename directory", renaming("dir", "new")),
-    Case("rename directory away", renaming("dir/sub", "merged/new")),
-    Case("rename directory twice", renaming("new/sub", "merged/new"), renaming("dir", "new")),
-    Case("rename directory over lower", renaming("dir", "empty")),
-    Case("rename directory over marks", renaming("dir", "merged"), _MERGED_EMPTY),
-    Case("rename directory over whiteout", renaming("dir", "empty"), removing("empty")),
-    Case("rename own directory over marks", renaming("own", "merged"), all_of(_MERGED_EMPTY, making("own"))),
     Case(
         "rename own directory over whiteout",
-        renaming("own", "empty"),
-        all_of(removing("empty"), making("own"), creating("own/file")),
+        _rename("own", "empty"),
+        _all(_rmdir("empty"), _mkdir("own"), _create("own/file")),
     ),
-    Case("rename own directory into merged", renaming("own", "dir/own"), making("own")),
-    Case("exchange files", renaming("small", "dir/file", RENAME_EXCHANGE)),
-    Case("exchange directories", renaming("dir", "merged", RENAME_EXCHANGE)),
-    Case("exchange file and directory", renaming("small", "dir/sub", RENAME_EXCHANGE)),
-    Case("exchange with own directory", renaming("own", "dir", RENAME_EXCHANGE), making("own")),
-    Case("mkdir", making("dir/sub/new")),
-    Case("mkdir over whiteout", making("empty"), removing("empty")),
-    Case("mkdir over whiteout of a tree", making("dir"), whiting_out("dir")),
-    Case("mkdir inheriting over whiteout", making("group/old"), unlinking("group/old")),
-    Case("create", creating("dir/sub/new")),
-    Case("create over whiteout", creating("small"), unlinking("small")),
-    Case("create inheriting over whiteout", creating("group/old"), unlinking("group/old")),
-    Case("link lower", linking("meta", "dir/new")),
-    Case("link shell over whiteout", linking("meta", "other"), all_of(changing_mode("meta"), unlinking("other"))),
-    Case("link upper", linking("own", "new"), creating("own")),
-    Case("symlink", symlinking("new")),
-    Case("symlink over whiteout", symlinking("small"), unlinking("small")),
-    Case("mknod", lambda o: o.mknod(o.root, "pipe", 0o010644) and None),
-    Case("set opaque", on("dir", lambda o, n: o.set_opaque(directory(o, n.path)))),
-    Case("whiteout tree", whiting_out("dir")),
-    Case("whiteout copied tree", whiting_out("dir"), opening("dir/sub/below/deep", os.O_RDWR)),
-    Case("whiteout absent", whiting_out("absent")),
+    Case("rename own directory into merged", _rename("own", "dir/own"), _mkdir("own")),
+    Case("exchange files", _rename("small", "dir/file", RENAME_EXCHANGE)),
+    Case("exchange directories", _rename("dir", "merged", RENAME_EXCHANGE)),
+    Case("exchange file and directory", _rename("small", "dir/sub", RENAME_EXCHANGE)),
+    Case("exchange own directory", _rename("own", "dir", RENAME_EXCHANGE), _mkdir("own")),
+    Case("mkdir", _mkdir("dir/sub/new")),
+    Case("mkdir over whiteout", _mkdir("empty"), _rmdir("empty")),
+    Case("mkdir over whiteout of tree", _mkdir("dir"), _whiteout("dir")),
+    Case("mkdir inheriting over whiteout", _mkdir("group/old"), _unlink("group/old")),
+    Case("create", _create("dir/sub/new")),
+    Case("create over whiteout", _create("small"), _unlink("small")),
+    Case("create inheriting over whiteout", _create("group/old"), _unlink("group/old")),
+    Case("link lower", _link("meta", "dir/new")),
+    Case(
+        "link shell over whiteout", _link("meta", "other"), _all(_chmod("meta"), _unlink("other"))
+    ),
+    Case("link upper", _link("own", "new"), _create("own")),
+    Case("symlink", _symlink("new")),
+    Case("symlink over whiteout", _symlink("small"), _unlink("small")),
+    Case("mknod", lambda target: target.mknod("pipe", 0o010644, 0)),
+    Case("set opaque", _set_opaque("dir")),
+    Case("whiteout tree", _whiteout("dir")),
+    Case("whiteout copied tree", _whiteout("dir"), _write("dir/sub/below/deep")),
+    Case("whiteout absent", _whiteout("absent")),
 )

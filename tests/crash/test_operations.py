@@ -1,4 +1,4 @@
-"""Every operation, killed before or failing at every system call that changes anything.
+"""Every operation, killed before, or failing at, every system call that changes anything.
 
 What is seen afterwards, by the same process, after a new start, and by the kernel, is the state
 before the operation or the state after it. Rules: W1 to W5, C1 to C6.
@@ -6,172 +6,223 @@ before the operation or the state after it. Rules: W1 to W5, C1 to C6.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from layermount.config import Durability, LayerMountConfig
-from layermount.engine.overlay import Overlay
 from layermount.errors import LayerUnavailableError
-from layermount.linux.mounts import mount, umount2
-from tests.crash import injection, operations, views
-from tests.crash.operations import CASES, Case
-from tests.crash.views import View
+from layermount.layer.base import DIRECTORY
+from layermount.linux import files
+from layermount.testing.oracles import EngineTarget, KernelTarget
+from layermount.testing.trees import (
+    Shown,
+    Snapshot,
+    differences,
+    digest,
+    snapshot,
+    without,
+)
+from tests.crash import injection
+from tests.crash.operations import CASES, Case, build_lowers
 
 pytestmark = pytest.mark.needs("root", "overlay", "strace")
 
-#: Of these, every operation has one or two in the usual run; the rest is slow.
-FAULTS = ("KILL", "ENOSPC", "EIO")
+KILL = "KILL"
+#: Characters of a difference that are shown.
+_LINE = 200
+FAULTS = (KILL, "ENOSPC", "EIO")
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """The lowers, which all tests share and none changes, and room for uppers."""
+    """What the interruptions of one operation share.
+
+    Attributes:
+        lowers: Never changed.
+        inodes: Their inode numbers, which stay whatever happens.
+        base: Room for uppers.
+    """
 
     lowers: list[Path]
-    inodes: set[int]
+    inodes: frozenset[int]
     base: Path
+    durability: Durability = Durability.AUTO
 
-    def config(self, upper: Path, **more: object) -> LayerMountConfig:
+    def config(self, place: Path) -> LayerMountConfig:
         return LayerMountConfig(
-            upper / "upper", self.lowers, work_dir_path=upper / "work", **more  # type: ignore[arg-type]  # passed on
+            place / "upper",
+            self.lowers,
+            work_dir_path=place / "work",
+            durability=self.durability,
         )
 
-    def settled(self, view: View) -> View:
-        return views.settled(view, self.inodes)
+    def settled(self, shown: Snapshot) -> Snapshot:
+        """What differs from run to run is made equal."""
+        return {path: self._settle(entry) for path, entry in shown.items()}
+
+    def _settle(self, entry: Shown) -> Shown:
+        inode = entry.inode if entry.inode in self.inodes else None
+        if entry.kind != DIRECTORY:
+            recent = entry.mtime_ns is not None and entry.mtime_ns > _LONG_BEFORE_NOW_NS
+            mtime = -1 if recent else entry.mtime_ns
+            return dataclasses.replace(entry, inode=inode, mtime_ns=mtime)
+        # A directory's time moves when an entry is taken to another name to be removed, or a mark is
+        # replaced, a little before or after the operation itself. Its count of links and its number
+        # say whether lowers are merged into it, which may be decided while it looks the same.
+        return dataclasses.replace(entry, inode=None, mtime_ns=None, nlink=None)
+
+
+_LONG_BEFORE_NOW_NS = time.time_ns() - 10**9 * 86400
 
 
 @pytest.fixture(scope="module")
 def lowers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
-    built = operations.build_lowers(tmp_path_factory.mktemp("lowers"))
-    before = [views.through_path(path) for path in built]
+    built = build_lowers(tmp_path_factory.mktemp("lowers"))
+    before = [digest(path) for path in built]
     yield built
-    assert [views.through_path(path) for path in built] == before, "a lower was changed"
+    assert [digest(path) for path in built] == before, "a lower was changed"
 
 
 @pytest.fixture
 def bench(lowers: list[Path], tmp_path: Path) -> Bench:
-    inodes = {
-        facts["inode"] for path in lowers for facts in views.through_path(path).values()
-    }
-    return Bench(lowers, inodes, tmp_path)  # type: ignore[arg-type]  # inodes are int
+    shown = [entry for path in lowers for entry in snapshot(path).values()]
+    return Bench(lowers, frozenset(entry.inode or 0 for entry in shown), tmp_path)
 
 
-def arrange(bench: Bench, case: Case, **more: object) -> Path:
+def arrange(bench: Bench, case: Case) -> Path:
     """An upper as the operation wants it, closed."""
     template = bench.base / "template"
     (template / "upper").mkdir(parents=True)
-    overlay = Overlay(bench.config(template, **more))
-    case.arrange(overlay)
-    overlay.close()
+    target = EngineTarget(bench.config(template))
+    case.arrange(target)
+    target.close()
     return template
 
 
-def copy(template: Path, name: str) -> Path:
-    target = template.parent / name
-    subprocess.run(["cp", "-a", template, target], check=True)
+def copied(place: Path, name: str) -> Path:
+    target = place.parent / name
+    subprocess.run(["cp", "-a", place, target], check=True)
     return target
 
 
-@contextmanager
-def kernel(config: LayerMountConfig, target: Path) -> Iterator[Path]:
-    target.mkdir()
-    layers = ":".join(map(str, config.lower_paths))
-    options = f"lowerdir={layers},upperdir={config.upper_path},workdir={config.work_dir_path}"
-    mount("overlay", str(target), "overlay", 0, f"{options},redirect_dir=on,metacopy=on,index=off")
-    try:
-        yield target
-    finally:
-        umount2(str(target))
-
-
-def reopened(config: LayerMountConfig) -> View:
+def reopened(bench: Bench, place: Path) -> Snapshot:
     """What is seen after a new start; the sweep is complete, and the kernel sees the same."""
-    overlay = Overlay(config)
+    target = EngineTarget(bench.config(place))
     try:
-        assert config.work_dir_path is not None
-        assert list((config.work_dir_path / "work").iterdir()) == []
-        seen = views.through_engine(overlay)
+        assert list((place / "work/work").iterdir()) == [], "the work directory was not swept"
+        seen = snapshot(target)
     finally:
-        overlay.close()
-    with kernel(config, config.work_dir_path.parent / "mounted") as mounted:
-        shown = views.through_path(mounted)
-    same = views.differences(views.without(seen, "inode"), views.without(shown, "inode"))
-    assert not same, "\n".join(["the kernel sees another tree than the engine:", *same])
-    return seen
+        target.close()
+    options = ("redirect_dir=on", "metacopy=on", "index=off")
+    kernel = KernelTarget(
+        place / "mounted", place / "upper", place / "work", bench.lowers, *options
+    )
+    try:
+        shown = snapshot(Path(kernel.root))
+    finally:
+        kernel.close()
+    assert_one_of(without(seen, "inode", "links"), kernel=without(shown, "inode", "links"))
+    return bench.settled(seen)
 
 
-def assert_one_of(seen: View, wanted: dict[str, View]) -> None:
+def assert_one_of(seen: Snapshot, **wanted: Snapshot) -> None:
     if seen not in wanted.values():
         lines = [
-            f"not as {name}: {line}"
-            for name, view in wanted.items()
-            for line in views.differences(seen, view)
+            f"not as {name}: {line[:_LINE]}"
+            for name, shown in wanted.items()
+            for line in differences(seen, shown)
         ]
-        pytest.fail("\n".join(lines), pytrace=False)
+        raise AssertionError("\n".join(lines))
 
 
-def check(bench: Bench, case: Case, fault: str, **more: object) -> int:
-    """Interrupt an operation at each of its calls; how many there are."""
-    template = arrange(bench, case, **more)
-    whole = copy(template, "whole")
-    calls, _ = injection.calls(bench.config(whole, **more), case.act, bench.base / "trace")
-    before = bench.settled(reopened(bench.config(copy(template, "before"), **more)))
-    after = bench.settled(reopened(bench.config(whole, **more)))
+def interrupt_everywhere(bench: Bench, case: Case, fault: str) -> None:
+    template = arrange(bench, case)
+    whole = copied(template, "whole")
+    calls = injection.calls(bench.config(whole), case.act, bench.base / "trace")
+    before = reopened(bench, copied(template, "before"))
+    after = reopened(bench, whole)
     assert calls
     failures = []
     for call in calls:
+        place = copied(template, "place")
         try:
-            _interrupt(bench, case, fault, call, template, before, after, **more)
-        except (AssertionError, pytest.fail.Exception) as failure:
+            if fault == KILL:
+                kill(bench, case, call, before, after)
+            else:
+                fail(bench, case, call, fault, before, after)
+        except AssertionError as failure:
             failures.append(f"{call}\n{failure}")
+        finally:
+            shutil.rmtree(place)
     if failures:
-        pytest.fail(f"{len(failures)} of {len(calls)} calls:\n" + "\n".join(failures), pytrace=False)
-    return len(calls)
+        title = f"{len(failures)} of {len(calls)} calls"
+        pytest.fail("\n".join([title, *failures]), pytrace=False)
 
 
-def _interrupt(
+def kill(
+    bench: Bench, case: Case, call: injection.Call, before: Snapshot, after: Snapshot
+) -> None:
+    place, trace = bench.base / "place", bench.base / "trace"
+    fault = f"{call.name}:signal=KILL:when={call.number}"
+    outcome = injection.run(bench.config(place), case.act, trace, fault)
+    assert outcome.killed, "the process was not killed"
+    seen = reopened(bench, place)
+    if case.in_place:
+        seen, before = _untimed(seen), _untimed(before)
+        after = _untimed(after)
+    assert_one_of(seen, before=before, after=after)
+
+
+def _untimed(shown: Snapshot) -> Snapshot:
+    return without(shown, "mtime_ns")
+
+
+def fail(
     bench: Bench,
     case: Case,
-    fault: str,
     call: injection.Call,
-    template: Path,
-    before: View,
-    after: View,
-    **more: object,
+    fault: str,
+    before: Snapshot,
+    after: Snapshot,
 ) -> None:
-    place = copy(template, "place")
-    config = bench.config(place, **more)
-    what = "signal=KILL" if fault == "KILL" else f"error={fault}"
-    try:
-        outcome = injection.run(
-            config, case.act, bench.base / "trace", f"{call.name}:{what}:when={call.number}"
-        )
-        assert outcome.was_injected, "the fault did not take place"
-        if outcome.killed:
-            assert_one_of(bench.settled(reopened(config)), {"before": before, "after": after})
-            return
-        if outcome.error is None:
-            # A failure that does no harm: a hint, or what is swept at the next start anyway.
-            assert_one_of(bench.settled(outcome.seen), {"after": after})
-            assert_one_of(bench.settled(reopened(config)), {"after": after})
-            return
+    place, trace = bench.base / "place", bench.base / "trace"
+    expression = f"{call.name}:error={fault}:when={call.number}"
+    outcome = injection.run(
+        bench.config(place),
+        case.act,
+        trace,
+        expression,
+        when_failed=lambda: copied(place, "failed"),
+    )
+    assert outcome.was_injected, "the fault did not take place"
+    seen = bench.settled(outcome.seen)
+    if outcome.error is None:
+        # A failure without harm: what was replaced stays until the next start.
+        assert_one_of(seen, after=after)
+    else:
         assert outcome.error == getattr(errno, fault), errno.errorcode[outcome.error]
-        assert_one_of(bench.settled(outcome.seen), {"before": before})
+        allowed = {"before": before}
+        if case.truncates and call.name == "openat":
+            allowed["after"] = after
+        try:
+            assert_one_of(seen, **allowed)
+            assert_one_of(reopened(bench, bench.base / "failed"), **allowed)
+        finally:
+            shutil.rmtree(bench.base / "failed")
         assert outcome.again is not None
-        assert_one_of(bench.settled(outcome.again), {"after": after})
-        assert_one_of(bench.settled(reopened(config)), {"after": after})
-    finally:
-        shutil.rmtree(place)
+        assert_one_of(bench.settled(outcome.again), after=after)
+    assert_one_of(reopened(bench, place), after=after)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
 def test_before_or_after(bench: Bench, case: Case, fault: str) -> None:
-    check(bench, case, fault)
+    interrupt_everywhere(bench, case, fault)

@@ -15,7 +15,7 @@ from layermount.engine.node import DirectoryNode, Node
 from layermount.engine.tree import Tree, missing
 from layermount.engine.upper import Upper
 from layermount.layer import copy
-from layermount.layer.base import DIRECTORY, REGULAR, Directory
+from layermount.layer.base import DIRECTORY, LINK, REGULAR, Directory
 from layermount.linux import xattrs
 
 
@@ -83,13 +83,14 @@ class Attributes:
         Raises:
             OSError: EISDIR for a directory, EINVAL for another kind or a negative size, EACCES, EFBIG.
         """
+        if size < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), node.name)
         if node.kind != REGULAR:
             number = errno.EISDIR if node.kind == DIRECTORY else errno.EINVAL
             raise OSError(number, os.strerror(number), node.name)
-        if size < 0:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), node.name)
         require_access(node, os.W_OK)
-        self._copy_up.bring_up(node, size=size)
+        if self._copy_up.bring_up(node, size=size):
+            return
         with self._tree.lock:
             fd, name = self._physical(node)
             target = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
@@ -101,24 +102,18 @@ class Attributes:
     def setxattr(self, node: Node, key: str, value: bytes, flags: int = 0) -> None:
         """Set one attribute; POSIX ACLs are `system.posix_acl_access` and `…_default`.
 
+        The entry comes up before `flags` are looked at, as in the kernel.
+
         Raises:
             OSError: EEXIST under XATTR_CREATE, ENODATA under XATTR_REPLACE, EOPNOTSUPP, EPERM, ENOSPC.
         """
-        with self._tree.lock:
-            if flags:
-                self._check_presence(node, key, flags)
+        _require_settable(node, key)
+        if key == copy.ACL_DEFAULT and node.kind not in (DIRECTORY, LINK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), node.name)
         self._copy_up.bring_up(node, data=False)
         with self._tree.lock:
             fd, name = self._physical(node)
             xattrs.setxattr(fd, name, self._upper.marks.to_disk(key), value, flags)
-
-    def _check_presence(self, node: Node, key: str, flags: int) -> None:
-        directory, name = place(node)
-        present = key in directory.listxattr(name)
-        if flags & os.XATTR_CREATE and present:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), node.name)
-        if flags & os.XATTR_REPLACE and not present:
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), node.name)
 
     def removexattr(self, node: Node, key: str) -> None:
         """Remove one attribute.
@@ -126,11 +121,26 @@ class Attributes:
         Raises:
             OSError: ENODATA when it is absent.
         """
+        _require_settable(node, key)
+        if key == copy.ACL_DEFAULT and node.kind not in (DIRECTORY, LINK):
+            return
         with self._tree.lock:
             directory, name = place(node)
-            if key not in directory.listxattr(name):
+            # An ACL that is absent may be removed from a file of the upper, and of the upper only.
+            is_acl = key in (copy.ACL_ACCESS, copy.ACL_DEFAULT)
+            if not (is_acl and node.in_upper) and key not in directory.listxattr(name):
                 directory.getxattr(name, key)
         self._copy_up.bring_up(node, data=False)
         with self._tree.lock:
             fd, name = self._physical(node)
             xattrs.removexattr(fd, name, self._upper.marks.to_disk(key))
+
+
+def _require_settable(node: Node, key: str) -> None:
+    """Refuse `user.*` attributes of what is neither file nor directory, before it is copied up.
+
+    Raises:
+        OSError: EPERM.
+    """
+    if key.startswith("user.") and node.kind not in (REGULAR, DIRECTORY):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), node.name)

@@ -8,9 +8,10 @@ without the tree's lock. Rules: C1 to C9. Source: the kernel's documentation of 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from layermount.config import Capabilities
@@ -68,7 +69,7 @@ class CopyUp:
         self._busy: set[Node] = set()
         self._idle = threading.Condition(tree.lock)
 
-    def bring_up(self, node: Node, *, data: bool = True, size: int | None = None) -> None:
+    def bring_up(self, node: Node, *, data: bool = True, size: int | None = None) -> bool:
         """Make sure that the upper holds a node. Parents come up first, with their metadata.
 
         Call it without the tree's lock: data is copied outside it. Once up, a node stays up.
@@ -77,6 +78,9 @@ class CopyUp:
             node: Any node; the root is always up.
             data: False when metadata is about to be changed: a regular file may come up without data.
             size: The file is about to be truncated to this size; no more data is copied.
+
+        Returns:
+            Whether data was copied up for it now; if so the file has `size`.
 
         Raises:
             OSError: ENOENT when the node was removed, ENOSPC, EDQUOT, EIO and EPERM as they come; the
@@ -89,15 +93,16 @@ class CopyUp:
                 raise missing(node.name)
             if isinstance(node, DirectoryNode):
                 self._directory(node)
-                return
+                return False
             if self._is_done(node, data=data):
-                return
+                return False
+            linked = _is_linked_copy(node)
             self._busy.add(node)
         try:
-            if node.in_upper:
-                self._complete(node)
-            else:
-                self._file(node, data=data, size=size)
+            if not linked and self._file(node, data=data, size=size):
+                return data
+            self._complete(node)
+            return False
         finally:
             with self._tree.lock:
                 self._busy.discard(node)
@@ -125,18 +130,24 @@ class CopyUp:
             self._metadata(source, ".", name, status)
             self._record_origin(node, source, ".", name, status)
             copy.apply_times(work.fd, name, status)
-            self._land(parent, node, name)
-        node.upper = LayerDirectory(self._upper.layer, upper_of(parent), node.name)
-        self._done(node, EventKind.COPY_UP)
+            with self._times_kept(upper_of(parent)):
+                self._land(parent, node, name)
+                node.upper = LayerDirectory(self._upper.layer, upper_of(parent), node.name)
+                self._done(node)
 
-    def _file(self, node: Node, *, data: bool, size: int | None) -> None:
+    def _file(self, node: Node, *, data: bool, size: int | None) -> bool:
+        """False, with nothing done, if a metadata-only copy has got a second name meanwhile."""
         with self._tree.lock:
             self._directory(_parent(node))
             task = self._begin(node, data=data, size=size)
         try:
             self._copy_data(task)
             with self._tree.lock:
+                if _is_linked_copy(node):
+                    self._upper.work.discard(task.work_name)
+                    return False
                 self._finish(node, task)
+            return True
         except BaseException:
             with self._tree.lock:
                 self._upper.work.discard(task.work_name)
@@ -147,15 +158,20 @@ class CopyUp:
     def _begin(self, node: Node, *, data: bool, size: int | None) -> _Copy:
         status = node.holder.stat(node.entry)
         task = _Copy(status, size)
-        if node.kind == REGULAR:
-            task.shell = not data and status.st_size > 0 and self._makes_shells()
-            if not task.shell and (size is None or size > 0) and status.st_size > 0:
-                _, directory, name = self._tree.data_of(node)
-                task.source_fd = directory.open(name)
-            task.work_name, task.work_fd = self._upper.work.file()
-        else:
+        if node.kind != REGULAR:
             task.work_name = self._upper.work.name()
             self._make_special(node, status, task.work_name)
+            return task
+        task.work_name, task.work_fd = self._upper.work.file()
+        task.shell = not data and status.st_size > 0 and self._makes_shells()
+        if not task.shell and (size is None or size > 0) and status.st_size > 0:
+            try:
+                _, directory, name = self._tree.data_of(node)
+                task.source_fd = directory.open(name)
+            except BaseException:
+                task.close()
+                self._upper.work.discard(task.work_name)
+                raise
         return task
 
     def _makes_shells(self) -> bool:
@@ -196,24 +212,35 @@ class CopyUp:
         if node.removed:
             raise missing(node.name)
         work, name = self._upper.work, task.work_name
+        if node.in_upper:
+            # It may have been changed while its data was copied; a lower's entry was not.
+            task.status = node.holder.stat(node.entry)
         self._metadata(node.holder, node.entry, name, task.status)
         self._record_origin(node, node.holder, node.entry, name, task.status)
         if task.shell:
             self._upper.set_record(work.fd, name, "metacopy", b"")
         if task.size is None:
             copy.apply_times(work.fd, name, task.status)
-        parent = _parent(node)
         if task.work_fd is not None:
             work.sync_entry(task.work_fd)
+        parent = _parent(node)
+        with self._times_kept(upper_of(parent)):
+            if node.in_upper:
+                self._upper.replace(name, upper_of(parent), node.name)
+                self._emit(Event(EventKind.COPY_UP_DATA, node.path))
+            else:
+                self._land_file(parent, node, task)
+            if not task.shell:
+                self._lead_handles(node)
+
+    def _land_file(self, parent: DirectoryNode, node: Node, task: _Copy) -> None:
         links = self._tree.links
-        if links is not None and links.land(name, node, task.status):
+        if links is not None and links.land(task.work_name, node, task.status):
             links.link_out(node)
         else:
-            self._land(parent, node, name)
+            self._land(parent, node, task.work_name)
             node.holder, node.entry, node.depth = upper_of(parent), node.name, 0
-        self._done(node, EventKind.COPY_UP)
-        if not task.shell:
-            self._lead_handles(node)
+        self._done(node)
 
     def _metadata(self, source: Directory, entry: str, name: str, status: os.stat_result) -> None:
         """Owner, mode and attributes: the owner first, because changing it clears the others."""
@@ -249,7 +276,7 @@ class CopyUp:
             node.inode = None
             return
         self._tree.inodes.of(node, status)
-        origin = origin_of(source, entry)
+        origin = source.origin(entry) if node.in_upper else origin_of(source, entry)
         if origin is not None:
             self._upper.set_origin(self._upper.work.fd, name, origin, kind=node.kind)
             self.mark_impure(_parent(node))
@@ -260,19 +287,23 @@ class CopyUp:
             self._upper.set_record(upper_of(directory).fd, ".", "impure", b"y")
             directory.impure = True
 
-    def _land(self, parent: DirectoryNode, node: Node, work_name: str) -> None:
-        """The entry appears; to the parent nothing has happened, so its times stay."""
-        directory = upper_of(parent)
+    @contextlib.contextmanager
+    def _times_kept(self, directory: LayerDirectory) -> Iterator[None]:
+        """To the parent of a copy nothing has happened, so its times stay; they come last."""
         before = directory.stat(".")
-        self._upper.land(work_name, directory, node.name)
+        yield
         copy.apply_times(directory.fd, ".", before)
+
+    def _land(self, parent: DirectoryNode, node: Node, work_name: str) -> None:
+        self._upper.land(work_name, upper_of(parent), node.name)
         if parent.index is not None:
             parent.index.copied_up(node.name)
 
     def _complete(self, node: Node) -> None:
-        """A metadata-only copy gets its data, in place, so that hard links of it stay links.
+        """A metadata-only copy with several names gets its data in place, so that they stay links.
 
-        Until the record is removed as the last step, everybody reads the data where it was.
+        Until the record is removed as the last step, everybody reads the data where it was. A crash
+        before leaves the new modification time, and no `security.capability`, as in the kernel.
         """
         with self._tree.lock:
             status = node.holder.stat(node.entry)
@@ -282,11 +313,13 @@ class CopyUp:
             capability = xattrs.find_xattr(dir_fd, node.entry, CAPABILITY_XATTR)
             target_fd = os.open(node.entry, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
         try:
-            self._transfer(source_fd, target_fd, status.st_size)
-            if capability is not None:
-                # Writing took it away.
-                os.setxattr(target_fd, CAPABILITY_XATTR, capability)
-            os.utime(target_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+            try:
+                self._transfer(source_fd, target_fd, status.st_size)
+            finally:
+                if capability is not None:
+                    # Writing took it away.
+                    os.setxattr(target_fd, CAPABILITY_XATTR, capability)
+                os.utime(target_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
             self._upper.work.sync_data(target_fd)
             with self._tree.lock:
                 for record in ("metacopy", "redirect"):
@@ -302,9 +335,9 @@ class CopyUp:
         if key in os.listxattr(fd):
             os.removexattr(fd, key)
 
-    def _done(self, node: Node, kind: EventKind) -> None:
+    def _done(self, node: Node) -> None:
         self._counters.copy_ups += 1
-        self._emit(Event(kind, node.path))
+        self._emit(Event(EventKind.COPY_UP, node.path))
 
     def _lead_handles(self, node: Node) -> None:
         """Files open on the lower's data go on with the upper's, so that they see later writes."""
@@ -317,3 +350,8 @@ def _parent(node: Node) -> DirectoryNode:
     if node.parent is None:
         raise missing(node.name)
     return node.parent
+
+
+def _is_linked_copy(node: Node) -> bool:
+    """Whether the upper has a copy with several names, which must stay one file."""
+    return node.in_upper and node.holder.stat(node.entry).st_nlink > 1

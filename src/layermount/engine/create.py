@@ -110,7 +110,7 @@ class Create:
             self._over_whiteout(parent, name, kind, make, linked=linked)
         else:
             make(directory.fd, name)
-            self._upper.work.sync_entry(directory.fd)
+            self._upper.note(directory)
         if parent.index is not None:
             parent.index.put_upper(name, kind)
         self._emit(Event(EventKind.CREATED, f"{parent.path}/{name}".removeprefix("/")))

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from layermount.engine.node import DirectoryNode, Node
 from layermount.engine.overlay import Overlay
+from layermount.errors import ClosedError
+from layermount.events import Operation
 from layermount.layer.base import DIRECTORY, LINK, REGULAR, WHITEOUT, Directory
 
 _KIND_NAMES = {DIRECTORY: "directory", REGULAR: "file", LINK: "link"}
@@ -82,17 +84,31 @@ def layer_name(depth: int) -> str:
     return "upper" if depth == 0 else f"lower[{depth - 1}]"
 
 
-def explain(overlay: Overlay, parts: list[str]) -> Explanation:
-    """Explain the path with these components; "." and ".." are not among them, links not followed."""
+def explain(overlay: Overlay, parts: list[str], *, first_is_upper: bool = False) -> Explanation:
+    """Explain a path; links are not followed.
+
+    Args:
+        overlay: Where.
+        parts: The path's components, no "." and "..".
+        first_is_upper: The overlay is a read-only look at an upper, opened as the nearest lower; the
+            layers are called what they are called when it is the upper.
+
+    Raises:
+        ClosedError: The overlay is closed.
+    """
+    if overlay.gate is not None:
+        overlay.gate.check(Operation.GET_INFO, "/".join(parts))
     with overlay.tree.lock:
-        return _Explainer(overlay, parts).explain()
+        if overlay.is_closed:
+            raise ClosedError("the overlay is closed")
+        return _Explainer(overlay, parts, int(first_is_upper)).explain()
 
 
 class _Explainer:
     """Descends along the merged directories and keeps, for each layer, why it fell out."""
 
-    def __init__(self, overlay: Overlay, parts: list[str]) -> None:
-        self._overlay = overlay
+    def __init__(self, overlay: Overlay, parts: list[str], shift: int) -> None:
+        self._shift = shift
         self._tree = overlay.tree
         self._parts = parts
         self._upper = overlay.upper
@@ -124,7 +140,7 @@ class _Explainer:
                 self._settle(
                     depth, where, Role.DELETES, f"a mark deletes {path!r} in deeper layers"
                 )
-                cause = cause or f"the mark in {layer_name(depth)} on {path!r}"
+                cause = cause or f"the mark in {self._name(depth)} on {path!r}"
             elif kind is None:
                 continue
             elif depth not in shown:
@@ -139,9 +155,9 @@ class _Explainer:
     ) -> str | None:
         """What this entry does to deeper layers' namesakes, or None when they merge with it."""
         if kind != DIRECTORY:
-            return f"the {_KIND_NAMES.get(kind, 'entry')} {path!r} in {layer_name(depth)}"
+            return f"the {_KIND_NAMES.get(kind, 'entry')} {path!r} in {self._name(depth)}"
         if directory.directory(name).is_opaque():
-            return f"the opaque directory {path!r} in {layer_name(depth)}"
+            return f"the opaque directory {path!r} in {self._name(depth)}"
         return None
 
     def _levels(self, node: DirectoryNode) -> list[tuple[int, Directory]]:
@@ -163,13 +179,16 @@ class _Explainer:
             self._put(node.depth, where, Role.ANSWERS, "it is the nearest layer that has it")
             depth, directory, name = self._tree.data_of(node)
             if depth != node.depth:
-                reason = f"{layer_name(node.depth)} has the metadata only"
+                reason = f"{self._name(node.depth)} has the metadata only"
                 self._put(depth, self._where(directory, name), Role.DATA, reason)
             return
         for place, (depth, directory) in enumerate(self._levels(node)):
             role = Role.MERGED if place else Role.ANSWERS
             reason = "its directory shows through" if place else "it is the nearest that has it"
             self._put(depth, directory.path, role, reason)
+
+    def _name(self, depth: int) -> str:
+        return layer_name(depth - self._shift)
 
     def _where(self, directory: Directory, name: str) -> str:
         return name if directory.path == "." else f"{directory.path}/{name}"
@@ -180,7 +199,7 @@ class _Explainer:
 
     def _put(self, depth: int, path: str, role: Role, reason: str) -> None:
         self._verdicts[depth] = LayerVerdict(
-            layer_name(depth), self._source(depth), path, role, reason
+            self._name(depth), self._source(depth), path, role, reason
         )
 
     def _source(self, depth: int) -> str:

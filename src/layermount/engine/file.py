@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from layermount.engine.handles import Handle
+from layermount.layer.base import REGULAR
 
 if TYPE_CHECKING:
     from layermount.engine.overlay import Overlay
@@ -28,6 +30,7 @@ class LayerMountFile(io.RawIOBase):
         self._overlay = overlay
         self._handle = handle
         self._position = 0
+        self._is_seekable = handle.node.kind == REGULAR or _can_seek(handle.fileno())
         if handle.flags & os.O_APPEND:
             self._position = handle.fstat().st_size
 
@@ -43,13 +46,19 @@ class LayerMountFile(io.RawIOBase):
 
     @property
     def mode(self) -> str:
-        """The mode in Python's spelling: "rb", "wb" or "rb+"."""
-        access = self._handle.flags & (os.O_RDONLY | os.O_WRONLY | os.O_RDWR)
-        return {os.O_RDONLY: "rb", os.O_WRONLY: "wb"}.get(access, "rb+")
+        """The mode in the spelling of Python's own files: "rb", "wb", "rb+", "ab", "xb+", …"""
+        flags = self._handle.flags
+        plus = "+" if flags & os.O_RDWR else ""
+        if flags & os.O_EXCL:
+            return "xb" + plus
+        if flags & os.O_APPEND:
+            return "ab" + plus
+        return "wb" if flags & os.O_WRONLY else "rb" + plus
 
     @property
     def info(self) -> os.stat_result:
         """The file's metadata now."""
+        self._require_open()
         if self._handle.node.removed:
             return self._handle.fstat()
         return self._overlay.getattr(self._handle.node)
@@ -64,7 +73,7 @@ class LayerMountFile(io.RawIOBase):
 
     def overwrite(self) -> None:
         """Empty the file."""
-        self._handle.truncate(0)
+        self.truncate(0)
         self._position = 0
 
     def fsync(self) -> None:
@@ -73,28 +82,48 @@ class LayerMountFile(io.RawIOBase):
 
     def readable(self) -> bool:
         """Whether it was opened for reading."""
+        self._require_open()
         return not self._handle.flags & os.O_WRONLY
 
     def writable(self) -> bool:
         """Whether it was opened for writing."""
+        self._require_open()
         return self._handle.is_writable
 
     def seekable(self) -> bool:
-        """Always: positions are kept here."""
-        return True
+        """Whether it has positions: a fifo has none."""
+        self._require_open()
+        return self._is_seekable
 
     def fileno(self) -> int:
         """The borrowed descriptor. What is done with it directly moves no position here."""
         return self._handle.fileno()
 
     def readinto(self, buffer: Buffer) -> int:  # type: ignore[override]  # typeshed's Buffer is newer
-        """Fill `buffer` from the current position; the number of bytes."""
+        """Fill `buffer` from the current position; the number of bytes.
+
+        Raises:
+            io.UnsupportedOperation: It was not opened for reading.
+        """
+        if not self.readable():
+            raise io.UnsupportedOperation("not open for reading")
+        if not self._is_seekable:
+            # A fifo waits for its other end: not under the handle's lock.
+            return os.readv(self.fileno(), [buffer])
         count = self._handle.readinto(memoryview(buffer), self._position)
         self._position += count
         return count
 
     def write(self, data: Buffer) -> int:  # type: ignore[override]  # typeshed's Buffer is newer
-        """Write at the current position, or at the end in append mode; the number of bytes."""
+        """Write at the current position, or at the end in append mode; the number of bytes.
+
+        Raises:
+            io.UnsupportedOperation: It was not opened for writing.
+        """
+        if not self.writable():
+            raise io.UnsupportedOperation("not open for writing")
+        if not self._is_seekable:
+            return os.write(self.fileno(), data)
         count = self._handle.write(memoryview(data), self._position)
         if self._handle.flags & os.O_APPEND:
             self._position = self._handle.fstat().st_size
@@ -103,7 +132,13 @@ class LayerMountFile(io.RawIOBase):
         return count
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move the position; SEEK_DATA and SEEK_HOLE work too. The new position."""
+        """Move the position; SEEK_DATA and SEEK_HOLE work too. The new position.
+
+        Raises:
+            OSError: EINVAL for a negative position, ENXIO for no more data, ESPIPE for a fifo.
+        """
+        if not self.seekable():
+            raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
         if whence == os.SEEK_SET:
             position = offset
         elif whence == os.SEEK_CUR:
@@ -113,16 +148,24 @@ class LayerMountFile(io.RawIOBase):
         else:
             position = self._handle.seek(offset, whence)
         if position < 0:
-            raise ValueError(f"negative seek position {position}")
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         self._position = position
         return position
 
     def tell(self) -> int:
         """The current position."""
+        if not self.seekable():
+            raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
         return self._position
 
     def truncate(self, size: int | None = None) -> int:
-        """Set the size, by default to the current position; the new size."""
+        """Set the size, by default to the current position; the new size.
+
+        Raises:
+            io.UnsupportedOperation: It was not opened for writing.
+        """
+        if not self.writable():
+            raise io.UnsupportedOperation("not open for writing")
         wanted = self._position if size is None else size
         self._handle.truncate(wanted)
         return wanted
@@ -132,3 +175,51 @@ class LayerMountFile(io.RawIOBase):
         if not self.closed:
             self._handle.close()
         super().close()
+
+    def readall(self) -> bytes:
+        """Everything from the current position on."""
+        pieces = []
+        while piece := self.read(self._rest()):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _rest(self) -> int:
+        """How much to ask for at once, so that one call gets the whole file."""
+        return max(io.DEFAULT_BUFFER_SIZE, self._handle.fstat().st_size - self._position + 1)
+
+    def _require_open(self) -> None:
+        self._handle.fileno()
+
+
+def _can_seek(fd: int) -> bool:
+    try:
+        os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError as error:
+        if error.errno == errno.ESPIPE:
+            return False
+        raise
+    return True
+
+
+def wrapped(
+    raw: LayerMountFile,
+    mode: str,
+    buffering: int,
+    encoding: str | None,
+    errors: str | None,
+    newline: str | None,
+) -> IO[bytes] | IO[str]:
+    """The file object that the built-in `open` would give for these arguments, over `raw`."""
+    if buffering == 0:
+        return raw  # type: ignore[return-value]  # a RawIOBase serves as IO[bytes]
+    size = buffering if buffering > 1 else io.DEFAULT_BUFFER_SIZE
+    buffered: io.BufferedIOBase
+    if raw.readable() and raw.writable():
+        buffered = io.BufferedRandom(raw, size)
+    else:
+        buffered = (io.BufferedWriter if raw.writable() else io.BufferedReader)(raw, size)
+    if "b" in mode:
+        return buffered  # type: ignore[return-value]  # as the built-in does
+    text = io.TextIOWrapper(buffered, encoding, errors, newline, line_buffering=buffering == 1)
+    text.mode = mode  # type: ignore[misc]  # the built-in sets it, too
+    return text

@@ -42,9 +42,8 @@ class DirectoryIndex:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
-        """Every visible (name, kind)."""
-        for name, code in self._entries.items():
-            yield name, code & _KIND_MASK
+        """Every visible (name, kind), as of now."""
+        return iter([(name, code & _KIND_MASK) for name, code in self._entries.items()])
 
     def get(self, name: str) -> tuple[int, int] | None:
         """(position, kind) of a visible name, or None."""
@@ -132,19 +131,21 @@ def _merge(
     `lower_closed` is the same question asked without the upper.
     """
     names = index._entries
+    base = position << _KIND_BITS
     # A mark hides deeper layers only: an entry beside it in its own layer stays visible.
     deleted = []
     for name, kind in entries:
-        code = names.get(name)
         if kind == WHITEOUT:
             _see_lower(index, lower_closed, name, kind)
             deleted.append(name)
             continue
-        if code is None:
-            _see_lower(index, lower_closed, name, kind)
-            if name not in closed:
-                names[name] = position << _KIND_BITS | kind
+        if name not in names:
+            if name in closed:
+                _see_lower(index, lower_closed, name, kind)
+            else:
+                names[name] = base | kind
             continue
+        code = names[name]
         if not code >> _KIND_BITS:
             _see_lower(index, lower_closed, name, kind)
         if code & _KIND_MASK != DIRECTORY or name in closed:

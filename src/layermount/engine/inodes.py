@@ -49,7 +49,9 @@ class InodeNumbers:
 
     def _find(self, node: Node, status: os.stat_result) -> int:
         if isinstance(node, DirectoryNode):
-            return self.number(node.lowers[0].stat(".") if node.lowers else status)
+            # As in the kernel, the root goes by the upper: nothing says what it was copied from.
+            by_lower = node.lowers and not (node.parent is None and node.in_upper)
+            return self.number(node.lowers[0].stat(".") if by_lower else status)
         lower = self.lower_of(node) if node.in_upper else None
         return self.number(status if lower is None else lower)
 

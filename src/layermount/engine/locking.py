@@ -33,6 +33,18 @@ def lock(fd: int, path: Path, role: str) -> None:
         ) from error
 
 
+def is_locked(fd: int) -> bool:
+    """Whether somebody else owns a directory at this moment."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            return True
+        raise
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
+
+
 def _owner(fd: int) -> str:
     """Who holds the lock, as /proc/locks tells it: "process 12 (python3)"."""
     status = os.fstat(fd)

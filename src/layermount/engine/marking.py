@@ -14,6 +14,7 @@ from layermount.engine.remove import detach, is_physical
 from layermount.engine.tree import Tree, missing, upper_of
 from layermount.engine.upper import Upper
 from layermount.events import Event, EventKind
+from layermount.layer.base import DIRECTORY, REGULAR
 
 
 class Marking:
@@ -39,8 +40,9 @@ class Marking:
             raise OSError(errno.EINVAL, "the root of an overlay cannot be opaque")
         require_access(directory, os.W_OK | os.X_OK)
         self._copy_up.bring_up(directory)
+        self._complete_files(directory)
         self._upper.set_record(upper_of(directory).fd, ".", "opaque", b"y")
-        self._upper.work.sync_entry(upper_of(directory).fd)
+        self._upper.note(upper_of(directory))
         self._cut_off(directory)
         self._emit(Event(EventKind.OPAQUE_SET, directory.path))
 
@@ -73,6 +75,8 @@ class Marking:
         if parent.index is not None:
             parent.index.mark(name)
         self._emit(Event(EventKind.WHITEOUT_CREATED, path))
+        if node is not None:
+            self._emit(Event(EventKind.REMOVED, path))
 
     def _remove_all(self, node: Node) -> None:
         """Everything below goes with it."""
@@ -81,12 +85,32 @@ class Marking:
                 self._remove_all(child)
         detach(self._tree, node)
 
+    def _complete_files(self, directory: DirectoryNode) -> None:
+        """The upper's files stay, so those with metadata only get their data while it can be found."""
+        for name, kind in tuple(self._tree.index(directory)):
+            if kind not in (DIRECTORY, REGULAR):
+                continue
+            child = self._tree.get(directory, name)
+            if not is_physical(child):
+                continue
+            if not isinstance(child, DirectoryNode):
+                self._copy_up.bring_up(child)
+            elif child.lowers and not _comes_from_elsewhere(child):
+                self._complete_files(child)
+
     def _cut_off(self, directory: DirectoryNode) -> None:
         """The lowers show no more here: what only they had is gone, what was merged is the upper's."""
         directory.lowers, directory.depths = (), ()
+        directory.inode = None
         self._tree.forget(directory)
         for child in tuple(directory.children.values()):
             if not is_physical(child):
                 self._remove_all(child)
-            elif isinstance(child, DirectoryNode):
+            elif isinstance(child, DirectoryNode) and not _comes_from_elsewhere(child):
                 self._cut_off(child)
+
+
+def _comes_from_elsewhere(directory: DirectoryNode) -> bool:
+    """Whether its record leads from the lowers' roots, past the directory it is in."""
+    record = upper_of(directory).redirect(".")
+    return record is not None and record.startswith("/")

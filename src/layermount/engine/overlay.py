@@ -42,6 +42,7 @@ class _Writers:
 
     def __init__(self, overlay: Overlay, upper: Upper) -> None:
         tree, emit = overlay.tree, overlay._emit
+        self.upper = upper
         self.copy_up = CopyUp(tree, upper, emit, overlay.counters)
         self.create = Create(tree, upper, self.copy_up, emit)
         self.remove = Remove(tree, upper, self.copy_up, emit)
@@ -74,7 +75,7 @@ class Overlay:
         self.tree: Tree = parts.tree
         self.upper: Upper | None = parts.upper
         self.events = EventBus() if events is None else events
-        self.counters = Counters()
+        self.counters: Counters = self.tree.counters
         self.gate = gate
         self._pending: deque[Event] = deque()
         self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
@@ -303,9 +304,9 @@ class Overlay:
         self._ask(Operation.LINK, node)
         self._ask(Operation.CREATE, parent, name)
         with self._changing() as writers:
+            writers.create.require_free(parent, name)
             if isinstance(node, DirectoryNode):
                 raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), node.name)
-            writers.create.require_free(parent, name)
             writers.create.require_links()
         with self._changing(locked=False) as writers:
             writers.copy_up.bring_up(node, data=False)
@@ -457,6 +458,8 @@ class Overlay:
                 if self._writers is None:
                     raise OSError(errno.EROFS, os.strerror(errno.EROFS))
                 yield self._writers
+                with self.tree.lock:
+                    self._writers.upper.settle()
         finally:
             while self._pending:
                 self.events.publish(self._pending.popleft())

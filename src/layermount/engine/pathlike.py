@@ -52,10 +52,10 @@ class LayerMountPath:
         return self._pure < other._pure
 
     def __truediv__(self, other: str | PurePosixPath) -> LayerMountPath:
-        return LayerMountPath(self._operations, str(self._pure / str(other).lstrip("/")))
+        return LayerMountPath(self._operations, str(self._pure / other))
 
     def joinpath(self, *others: str) -> LayerMountPath:
-        """This path with further components."""
+        """This path with further components; one with a leading slash starts at the root again."""
         path = self
         for other in others:
             path /= other
@@ -151,9 +151,10 @@ class LayerMountPath:
         if pattern.startswith("/"):
             raise NotImplementedError("non-relative patterns are unsupported")
         parts = [part for part in pattern.split("/") if part not in ("", ".")]
+        directories_only = pattern.endswith("/")
         seen: set[LayerMountPath] = set()
         for path in self._glob(parts):
-            if path not in seen:
+            if path not in seen and (not directories_only or path.is_dir()):
                 seen.add(path)
                 yield path
 
@@ -167,6 +168,8 @@ class LayerMountPath:
             return
         part, rest = parts[0], parts[1:]
         if part == "**":
+            if not self.is_dir():
+                return
             yield from self._glob(rest)
             for child in self._children():
                 if stat.S_ISDIR(child._mode(follow_symlinks=False)):
@@ -185,7 +188,10 @@ class LayerMountPath:
         return sorted(self.iterdir()) if self.is_dir() else []
 
     def walk(self) -> Iterator[tuple[LayerMountPath, list[str], list[str]]]:
-        """Every directory below, top down: (path, directories' names, other names)."""
+        """Every directory below, top down: (path, directories' names, other names).
+
+        A link to a directory is among the others.
+        """
         for path, directories, others in self._operations.walk(str(self)):
             yield LayerMountPath(self._operations, path), directories, others
 
@@ -228,10 +234,12 @@ class LayerMountPath:
 
     def touch(self, mode: int = 0o666, *, exist_ok: bool = True) -> None:
         """Make an empty file, or set the times of what is here to now."""
+        now = time.time_ns()
+        if exist_ok and self.exists():
+            self._operations.utime(str(self), ns=(now, now))
+            return
         flags = os.O_WRONLY | os.O_CREAT | (0 if exist_ok else os.O_EXCL)
         self._operations.open_file(str(self), flags, mode).close()
-        now = time.time_ns()
-        self._operations.utime(str(self), ns=(now, now))
 
     def mkdir(self, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> None:
         """Make a directory."""

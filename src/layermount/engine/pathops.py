@@ -5,16 +5,16 @@ An `OSError` names the overlay's path. Links are followed where `os` follows the
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import io
 import os
-from stat import S_IFIFO, S_IFREG, S_ISDIR
 from collections.abc import Iterator
+from stat import S_IFIFO, S_IFREG, S_ISDIR
 from typing import IO
 
-from layermount.engine.file import LayerMountFile
+from layermount.engine.file import LayerMountFile, wrapped
 from layermount.engine.handles import Handle
-from layermount.engine.node import Node
+from layermount.engine.node import DirectoryNode, Node
 from layermount.engine.overlay import Overlay
 from layermount.engine.paths import Place, StrPath, get_directory, get_node, locate, naming
 from layermount.layer.base import DIRECTORY
@@ -52,23 +52,21 @@ class PathOperations:
         """Open a file as the built-in `open` does.
 
         Raises:
-            ValueError: `mode` is none that `open` knows.
-            OSError: As open(2).
+            ValueError: The arguments do not go together, as with `open`; the file is untouched.
+            OSError: As open(2), and EISDIR for any directory.
         """
-        flags, text = parse_mode(mode)
+        flags, is_text = parse_mode(mode)
+        if is_text and buffering == 0:
+            raise ValueError("can't have unbuffered text I/O")
+        for name, given in (("encoding", encoding), ("errors", errors), ("newline", newline)):
+            if given is not None and not is_text:
+                raise ValueError(f"binary mode doesn't take the argument {name}")
         raw = self.open_file(path, flags)
-        if buffering == 0 and not text:
-            return raw  # type: ignore[return-value]  # a RawIOBase serves as IO[bytes]
-        size = io.DEFAULT_BUFFER_SIZE if buffering in (-1, 1) else buffering
-        buffered: io.BufferedIOBase
-        if raw.readable() and raw.writable():
-            buffered = io.BufferedRandom(raw, size)
-        else:
-            buffered = (io.BufferedWriter if raw.writable() else io.BufferedReader)(raw, size)
-        if not text:
-            return buffered  # type: ignore[return-value]  # as the built-in does
-        lines = buffering == 1
-        return io.TextIOWrapper(buffered, encoding, errors, newline, line_buffering=lines)
+        try:
+            return wrapped(raw, mode, buffering, encoding, errors, newline)
+        except BaseException:
+            raw.close()
+            raise
 
     def open_file(self, path: StrPath, flags: int, mode: int = 0o666) -> LayerMountFile:
         """Open a file by open(2) flags, unbuffered; `mode` is for a file that O_CREAT makes."""
@@ -80,21 +78,35 @@ class PathOperations:
         return self.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
 
     def _open_handle(self, path: StrPath, flags: int, mode: int) -> Handle:
-        exclusive = bool(flags & os.O_EXCL)
+        exclusive = flags & os.O_EXCL and flags & os.O_CREAT
         follow = not (exclusive or flags & os.O_NOFOLLOW)
-        place = locate(self.overlay, path, follow=follow)
-        if place.node is None and flags & os.O_CREAT:
+        text = os.fspath(path)
+        while True:
+            if flags & os.O_CREAT and text.rstrip("/") != text:
+                locate(self.overlay, text.rstrip("/"), follow=follow)
+                raise _error(errno.EISDIR)
+            place = locate(self.overlay, text, follow=follow)
             try:
-                return self.overlay.create(place.parent, place.name, flags, mode)[1]
+                return self._open_place(place, flags, mode)
             except FileExistsError:
-                if exclusive:
-                    raise
                 # Another thread was faster; then it is there to be opened.
-                place = locate(self.overlay, path, follow=follow)
+                if exclusive or place.node is not None:
+                    raise
+            except FileNotFoundError:
+                # Another thread removed it; then its name is free.
+                if not flags & os.O_CREAT or place.node is None or not place.node.removed:
+                    raise
+
+    def _open_place(self, place: Place, flags: int, mode: int) -> Handle:
         if place.node is None:
-            raise _error(errno.ENOENT)
-        if exclusive and flags & os.O_CREAT:
+            if not flags & os.O_CREAT:
+                raise _error(errno.ENOENT)
+            return self.overlay.create(place.parent, place.name, flags, mode)[1]
+        if flags & os.O_EXCL and flags & os.O_CREAT:
             raise _error(errno.EEXIST)
+        if isinstance(place.node, DirectoryNode):
+            # open(2) gives a descriptor of a directory, Python's files do not.
+            raise _error(errno.EISDIR)
         return self.overlay.open(place.node, flags)
 
     def truncate(self, path: StrPath, length: int) -> None:
@@ -132,19 +144,18 @@ class PathOperations:
     def walk(self, path: StrPath = "") -> Iterator[tuple[str, list[str], list[str]]]:
         """Every directory below, top down: (path, directories' names, other names), sorted.
 
-        As with `os.walk`, what is taken out of the first list is not entered.
+        What is taken out of the first list is not entered, as with `os.walk`. A link to a directory is
+        among the others, as with `Path.walk`.
         """
-        top = os.fspath(path)
-        directories: list[str] = []
-        others: list[str] = []
-        with naming(top):
-            for name, kind in self.overlay.listdir(get_directory(self.overlay, top)):
-                (directories if kind == DIRECTORY else others).append(name)
-        directories.sort()
-        others.sort()
-        yield top, directories, others
-        for name in directories:
-            yield from self.walk(f"{top}/{name}" if top else name)
+        pending = [os.fspath(path)]
+        while pending:
+            top = pending.pop()
+            with naming(top):
+                entries = self.overlay.listdir(get_directory(self.overlay, top))
+            directories = sorted([name for name, kind in entries if kind == DIRECTORY])
+            others = sorted([name for name, kind in entries if kind != DIRECTORY])
+            yield top, directories, others
+            pending += [os.path.join(top, name) for name in reversed(directories)]
 
     def readlink(self, path: StrPath) -> str:
         """A link's target."""
@@ -175,7 +186,9 @@ class PathOperations:
         for count in range(1, len(parts)):
             above = "/".join(parts[:count])
             if not self.exists(above):
-                self.mkdir(above)
+                # Another thread may have made it since.
+                with contextlib.suppress(FileExistsError):
+                    self.mkdir(above)
         try:
             self.mkdir(path, mode)
         except FileExistsError:
@@ -208,7 +221,7 @@ class PathOperations:
     def unlink(self, path: StrPath) -> None:
         """Remove what is no directory."""
         with naming(os.fspath(path)):
-            place = self._taken_place(path)
+            place = self._taken_place(path, dot=errno.EISDIR, dotdot=errno.EISDIR)
             self.overlay.unlink(place.parent, place.name)
 
     remove = unlink
@@ -216,16 +229,14 @@ class PathOperations:
     def rmdir(self, path: StrPath) -> None:
         """Remove an empty directory."""
         with naming(os.fspath(path)):
-            place = self._taken_place(path)
+            place = self._taken_place(path, dot=errno.EINVAL, dotdot=errno.ENOTEMPTY)
             self.overlay.rmdir(place.parent, place.name)
 
     def rename(self, old: StrPath, new: StrPath, *, flags: int = 0) -> None:
         """Move, replacing what may be replaced; `flags` as `Overlay.rename` has them."""
         with naming(os.fspath(old), os.fspath(new)):
             source = self._taken_place(old)
-            target = locate(self.overlay, new, follow=False)
-            if not target.name:
-                raise _error(errno.EBUSY)
+            target = self._new_place(os.fspath(new), source)
             names = source.parent, source.name, target.parent, target.name
             self.overlay.rename(*names, flags)
 
@@ -297,12 +308,32 @@ class PathOperations:
             raise _error(errno.EEXIST)
         return place
 
-    def _taken_place(self, path: StrPath) -> Place:
-        place = locate(self.overlay, path, follow=False)
+    def _taken_place(
+        self, path: StrPath, *, dot: int = errno.EBUSY, dotdot: int = errno.EBUSY
+    ) -> Place:
+        """What is to be moved or removed; a slash after its name means that it is a directory."""
+        text = os.fspath(path)
+        stripped = text.rstrip("/")
+        place = locate(self.overlay, stripped, follow=False)
         if place.node is None:
             raise _error(errno.ENOENT)
+        last = _last(stripped)
+        if last in (".", ".."):
+            raise _error(dot if last == "." else dotdot)
         if place.node.parent is None:
             raise _error(errno.EBUSY)
+        if stripped != text and place.node.kind != DIRECTORY:
+            raise _error(errno.ENOTDIR)
+        return place
+
+    def _new_place(self, text: str, source: Place) -> Place:
+        """Where something moves to; only a directory takes a name with a slash after it."""
+        stripped = text.rstrip("/")
+        place = locate(self.overlay, stripped, follow=False)
+        if not place.name or _last(stripped) in (".", ".."):
+            raise _error(errno.EBUSY)
+        if stripped != text and source.node is not None and source.node.kind != DIRECTORY:
+            raise _error(errno.ENOTDIR)
         return place
 
 
@@ -320,6 +351,11 @@ def parse_mode(mode: str) -> tuple[int, bool]:
     if "+" in rest:
         flags = flags & ~os.O_WRONLY | os.O_RDWR
     return flags, "b" not in rest
+
+
+def _last(stripped: str) -> str:
+    """The last component, as it is written."""
+    return stripped.rpartition("/")[2]
 
 
 def _error(number: int) -> OSError:

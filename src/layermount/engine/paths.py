@@ -56,6 +56,27 @@ def locate(overlay: Overlay, path: StrPath, *, follow: bool) -> Place:
         return _walk(overlay, text, follow=follow)
 
 
+def canonical_parts(overlay: Overlay, path: StrPath) -> list[str]:
+    """The components of `path` with links on the way followed, the last one as it is.
+
+    From where nothing is any more the components stay as they are written.
+
+    Raises:
+        OSError: ELOOP, EACCES; ENOENT for a ".." below something that does not exist.
+    """
+    parts = [part for part in os.fspath(path).split("/") if part not in ("", ".")]
+    for count in range(len(parts), 0, -1):
+        try:
+            place = locate(overlay, "/".join(parts[:count]), follow=count < len(parts))
+        except (FileNotFoundError, NotADirectoryError):
+            if parts[count - 1] == "..":
+                raise
+            continue
+        above = [*place.parent.path.split("/"), place.name]
+        return [part for part in above if part] + parts[count:]
+    return parts
+
+
 def get_node(overlay: Overlay, path: StrPath, *, follow: bool = True) -> Node:
     """What is at `path`.
 
@@ -128,5 +149,10 @@ def naming(path: str, path2: str | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = path, path2
+        error.filename = path
+        if path2 is None:
+            # None would be shown as a second path.
+            del error.filename2
+        else:
+            error.filename2 = path2
         raise

@@ -38,7 +38,7 @@ class Remove:
         Raises:
             OSError: ENOENT, EISDIR for a directory, EACCES.
         """
-        node = self._victim(parent, name)
+        node = parent if name in (".", "..") else self._victim(parent, name)
         if isinstance(node, DirectoryNode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
         with self.last_name(node):

@@ -21,6 +21,7 @@ from layermount.engine.node import DirectoryNode, Node
 from layermount.engine.remove import Remove, detach
 from layermount.engine.tree import Tree, missing, upper_of
 from layermount.engine.upper import Upper
+from layermount.engine.work import HARMLESS
 from layermount.events import Event, EventKind
 from layermount.layer import copy
 from layermount.layer.base import REGULAR
@@ -79,8 +80,10 @@ class Rename:
         """
         if flags not in (0, files.RENAME_NOREPLACE, files.RENAME_EXCHANGE):
             raise _error(errno.EINVAL, old)
-        if old in (".", "..") or new in (".", ".."):
-            raise _error(errno.EEXIST if flags & files.RENAME_NOREPLACE else errno.EBUSY, old)
+        if old in (".", ".."):
+            raise _error(errno.EBUSY, old)
+        if new in (".", ".."):
+            raise _error(errno.EEXIST if flags & files.RENAME_NOREPLACE else errno.EBUSY, new)
         for parent, name in ((old_parent, old), (new_parent, new)):
             check_name(name)
             if parent.removed:
@@ -172,8 +175,7 @@ class Rename:
         if marked and (covers or isinstance(node, DirectoryNode)):
             self._rename(move, files.RENAME_EXCHANGE)
             if not covers:
-                # The mark hides nothing here.
-                self._upper.unlink(upper_of(move.old_parent), name)
+                self._drop_mark(move.old_parent, name)
         else:
             self._rename(move, files.RENAME_WHITEOUT if covers else 0)
         if move.old_parent.index is not None:
@@ -183,12 +185,21 @@ class Rename:
         move.old_parent.children.pop(name, None)
         self._place(node, move.new_parent, move.new_name)
 
+    def _drop_mark(self, parent: DirectoryNode, name: str) -> None:
+        """Remove a mark that hides nothing; where it cannot be removed it does no harm, and stays."""
+        try:
+            self._upper.unlink(upper_of(parent), name)
+        except OSError as error:
+            if error.errno not in HARMLESS:
+                raise
+            self._tree.forget(parent)
+
     def _rename(self, move: Move, flags: int) -> None:
         old_fd = upper_of(move.old_parent).fd
         new_fd = upper_of(move.new_parent).fd
         files.renameat2(old_fd, move.node.name, new_fd, move.new_name, flags)
-        self._upper.work.sync_entry(new_fd)
-        self._upper.work.sync_entry(old_fd)
+        self._upper.note(upper_of(move.new_parent))
+        self._upper.note(upper_of(move.old_parent))
 
     def _place(self, node: Node, parent: DirectoryNode, name: str) -> None:
         """The node is at a new place on disk; so it is in memory."""
@@ -245,6 +256,8 @@ class Rename:
             assert parent is not None  # noqa: S101  the root is never a target
             directory.forget()
             self._upper.exchange(name, upper_of(parent), target.name)
+        target.lowers, target.depths, target.inode = (), (), None
+        self._tree.forget(target)
 
 
 def lower_path(node: Node) -> str:

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from layermount.engine.counters import Counters
 from layermount.engine.index import DirectoryIndex, build_index
 from layermount.engine.inodes import InodeNumbers
 from layermount.engine.node import DirectoryNode, Node
@@ -32,6 +33,7 @@ class Tree:
         lowers: Read-only layers, nearest first.
         redirects: Whether records of moved directories and metadata-only copies are followed.
         links: The index of copied-up hard links that the kernel keeps beside the upper, if it does.
+        counters: What has been done so far; the tree counts its look-ups.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Tree:
         self.lowers = tuple(lowers)
         self.redirects = redirects
         self.links: LinkIndex | None = None
+        self.counters = Counters()
         self.root = _root(upper, self.lowers)
         self.search = Search(self.lowers, redirects=redirects)
         self.inodes = InodeNumbers([directory for _, directory in self.root.stack()])
@@ -60,6 +63,7 @@ class Tree:
             OSError: A layer's directory cannot be read; nothing is remembered.
         """
         if directory.index is None:
+            self.counters.cache_misses += 1
             directory.index = build_index((at, part.scan()) for at, part in directory.stack())
             self._remember(directory)
         elif directory in self._recent:
@@ -81,6 +85,8 @@ class Tree:
 
     def find(self, parent: DirectoryNode, name: str) -> Node | None:
         """The visible entry `name` of a directory, or None."""
+        if parent.index is not None:
+            self.counters.cache_hits += 1
         node = parent.children.get(name)
         if node is not None:
             return node

@@ -41,10 +41,30 @@ class Upper:
         self.capabilities = capabilities
         self.durability = durability
         self.staging = _Staging(layer, work)
+        self._unsynced: set[LayerDirectory] = set()
 
     def can(self, capability: Capabilities) -> bool:
         """Whether a capability may be used."""
         return capability in self.capabilities
+
+    def note(self, directory: LayerDirectory) -> None:
+        """Note that something landed in a directory, for `settle`."""
+        if self.durability is Durability.STRICT:
+            self._unsynced.add(directory)
+
+    def settle(self) -> None:
+        """Put what landed on disk, if the setting asks for it; the engine's memory is right already.
+
+        Raises:
+            OSError: EIO or ENOSPC: the change is visible, but may not outlive a crash of the machine.
+        """
+        while self._unsynced:
+            directory = self._unsynced.pop()
+            try:
+                self.work.sync_entry(directory.fd)
+            except FileNotFoundError:
+                # Removed since: what counts is its parent, which is noted, too.
+                continue
 
     def land(self, work_name: str, directory: LayerDirectory, name: str) -> None:
         """Let a work file appear where nothing is.
@@ -59,35 +79,35 @@ class Upper:
             if error.errno != errno.EINVAL:
                 raise
             os.rename(work_name, name, src_dir_fd=self.work.fd, dst_dir_fd=fd)
-        self.work.sync_entry(fd)
+        self.note(directory)
 
     def replace(self, work_name: str, directory: LayerDirectory, name: str) -> None:
         """Let a work file that is no directory take the place of what is no directory."""
         os.rename(work_name, name, src_dir_fd=self.work.fd, dst_dir_fd=directory.fd)
-        self.work.sync_entry(directory.fd)
+        self.note(directory)
 
     def exchange(self, work_name: str, directory: LayerDirectory, name: str) -> None:
         """Let a work file take the place of anything, which becomes the work file; then drop that."""
         files.renameat2(self.work.fd, work_name, directory.fd, name, files.RENAME_EXCHANGE)
-        self.work.sync_entry(directory.fd)
-        self.work.discard(work_name)
+        self.note(directory)
+        self.work.drop(work_name)
 
     def take_out(self, directory: LayerDirectory, name: str) -> None:
         """Remove a directory that shows nothing, with the marks that may be left in it."""
         work_name = self.work.name()
         os.rename(name, work_name, src_dir_fd=directory.fd, dst_dir_fd=self.work.fd)
-        self.work.sync_entry(directory.fd)
-        self.work.discard(work_name)
+        self.note(directory)
+        self.work.drop(work_name)
 
     def unlink(self, directory: LayerDirectory, name: str) -> None:
         """Remove an entry that is no directory."""
         os.unlink(name, dir_fd=directory.fd)
-        self.work.sync_entry(directory.fd)
+        self.note(directory)
 
     def put_whiteout(self, directory: LayerDirectory, name: str) -> None:
         """Delete a name that only lowers have: the mark appears where nothing is."""
         make_whiteout(directory.fd, name)
-        self.work.sync_entry(directory.fd)
+        self.note(directory)
 
     def set_record(self, dir_fd: int, name: str, record: str, value: bytes) -> None:
         """Store one of the engine's own marks.

@@ -22,6 +22,9 @@ from layermount.layer import copy
 from layermount.layer.base import DIRECTORY
 from layermount.linux import files, xattrs
 
+#: Errors that a removal may end in without harm, where nothing depends on it.
+HARMLESS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EACCES, errno.EPERM)
+
 _STAGING = "work"
 _VOLATILE = "incompat/volatile"
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -97,6 +100,17 @@ class Work:
                 raise
             remove_tree(self.fd, name)
 
+    def drop(self, name: str) -> None:
+        """Remove what an operation has replaced. What cannot be removed stays for the next sweep.
+
+        The operation has landed; a left-over must not make it look failed.
+        """
+        try:
+            self.discard(name)
+        except OSError as error:
+            if error.errno not in HARMLESS:
+                raise
+
     @contextlib.contextmanager
     def discarding(self, name: str) -> Iterator[None]:
         """Discard the work file `name` if the block fails."""
@@ -164,6 +178,25 @@ def remove_tree(dir_fd: int, name: str) -> None:
     shutil.rmtree(name, dir_fd=dir_fd)
 
 
+def remove_path(path: Path) -> None:
+    """Remove a directory with all that is below it, the kernel's inaccessible work directory too.
+
+    Links are not followed; what is gone already is fine.
+    """
+    try:
+        fd = os.open(path.parent, _FLAGS)
+    except FileNotFoundError:
+        return
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            staging = path / "work" / _STAGING
+            if staging.is_dir():
+                staging.chmod(0o700)
+            remove_tree(fd, path.name)
+    finally:
+        os.close(fd)
+
+
 def _make_accessible(dir_fd: int, name: str) -> None:
     mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
     if mode & 0o700 != 0o700:
@@ -184,6 +217,7 @@ def _refuse_unclean(base_fd: int) -> None:
 def same_filesystem(upper_fd: int, work_fd: int) -> bool:
     """Whether a rename from work to upper is possible, found out by doing it."""
     name = f".layermount-probe-{os.getpid():x}-{int.from_bytes(os.urandom(6)):x}"
+    before = os.stat(upper_fd)
     os.mkdir(name, 0o700, dir_fd=work_fd)
     try:
         files.renameat2(work_fd, name, upper_fd, name)
@@ -193,4 +227,6 @@ def same_filesystem(upper_fd: int, work_fd: int) -> bool:
             return False
         raise
     os.rmdir(name, dir_fd=upper_fd)
+    # The upper's root is shown: looking at it leaves its times as they were.
+    os.utime(upper_fd, ns=(before.st_atime_ns, before.st_mtime_ns))
     return True

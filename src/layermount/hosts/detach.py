@@ -19,14 +19,21 @@ class User:
     name: str
 
 
-def unmount(target: str, mount_id: int, *, lazy: bool) -> None:
+def unmount(target: str, mount_id: int, source: str, *, lazy: bool) -> None:
     """Unmount that very mount; it is fine when it is gone already.
+
+    Args:
+        target: Its mount point.
+        mount_id: Its number.
+        source: Its source; the kernel gives the number of a mount that is gone to another one.
+        lazy: Take it out of the tree although it is in use.
 
     Raises:
         OSError: EBUSY while it is in use or something else is mounted over it, EPERM without the
             right.
     """
-    if mountinfo.find(mount_id) is None:
+    found = mountinfo.find(mount_id)
+    if found is None or found.source != source:
         return
     # umount2(2) takes whatever is on top, so what is on top must be looked at first.
     fd = os.open(target, os.O_PATH | os.O_CLOEXEC)

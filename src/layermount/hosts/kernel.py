@@ -7,7 +7,6 @@ before that leaves nothing; what a crash leaves after it, `rundir.sweep` unmount
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import time
@@ -45,7 +44,7 @@ __all__ = [
 
 _PATH_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _LOCK_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_VOLATILE = ("incompat/volatile/dirty", "incompat/volatile", "incompat")
+_VOLATILE = ("work", "incompat", "volatile")
 
 
 class KernelMount:
@@ -164,7 +163,7 @@ def detach_record(record: Record, *, lazy: bool = False) -> None:
         HostError: It is in use or covered, or this process may not; the overlay stays shown.
     """
     try:
-        detach.unmount(record.target, record.mount_id, lazy=lazy)
+        detach.unmount(record.target, record.mount_id, record.source, lazy=lazy)
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.EPERM):
             raise
@@ -182,20 +181,22 @@ def finish_volatile(upper: Path, work: Path) -> None:
     Raises:
         OSError: EIO, ENOSPC or EDQUOT when something could not be written; the mark stays.
     """
-    staging = work / "work"
-    # The kernel leaves it with mode 0, which its owner could not enter.
-    staging.chmod(0o700)
-    if not os.path.lexists(staging / "incompat/volatile"):
+    mark = work
+    try:
+        for name in _VOLATILE:
+            # The kernel makes each with mode 0, which its owner could not enter.
+            mark /= name
+            mark.chmod(0o700)
+    except FileNotFoundError:
         return
     fd = os.open(upper, _LOCK_FLAGS)
     try:
         mounts.syncfs(fd)
     finally:
         os.close(fd)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(staging / _VOLATILE[0])
-    for name in _VOLATILE[1:]:
-        os.rmdir(staging / name)
+    (mark / "dirty").unlink(missing_ok=True)
+    mark.rmdir()
+    mark.parent.rmdir()
 
 
 def verdict() -> Verdict:

@@ -110,7 +110,9 @@ def open_layers(
 
 
 def detached(layers: Sequence[OpenLayer], settings: Settings) -> int:
-    """A detached mount of the overlay; the descriptor is the caller's, and closing it unmounts.
+    """A detached mount of the overlay: an O_PATH descriptor of its root, the caller's.
+
+    Closing it unmounts. Directories below are opened from it with `dir_fd`.
 
     Raises:
         HostError: The kernel refuses it; the message says why and which layer.
@@ -118,6 +120,7 @@ def detached(layers: Sequence[OpenLayer], settings: Settings) -> int:
         LayerUnavailableError: The upper was left by a crash while it was not synced.
     """
     _check_options(settings)
+    kernel_refusal.check_overlap(layers)
     kernel_refusal.check_upper(layers)
     with LogMark() as log:
         errors: list[OSError] = []

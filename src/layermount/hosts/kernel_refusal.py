@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from layermount.linux import mountinfo, xattrs
 #: Set on the root of an upper that holds redirects the kernel does not follow.
 OWN_REDIRECTS = "user.layermount.redirects"
 
+# How many layers a message lists.
+_NAMED = 5
 _VOLATILE = "work/incompat/volatile"
 _STACKED = frozenset({"overlay", "ecryptfs", "proc"})
 _NOT_FOR_UPPERS = ("nfs", "cifs", "smb3", "vfat", "msdos", "exfat", "ntfs", "fuse", "9p", "proc")
@@ -58,6 +59,31 @@ def about(layer: OpenLayer) -> Iterator[None]:
         raise
 
 
+def check_overlap(layers: Sequence[OpenLayer]) -> None:
+    """Refuse a layer that is another one or lies in it, before the kernel touches anything.
+
+    Raises:
+        HostError: Two layers overlap, as far as their paths tell.
+    """
+    known: dict[str, OpenLayer] = {}
+    for layer in layers:
+        if layer.path in known:
+            raise _overlapping(layer, known[layer.path])
+        known[layer.path] = layer
+    for layer in layers:
+        path = layer.path
+        while path != "/":
+            path = os.path.dirname(path)
+            if path in known and known[path] is not layer:
+                raise _overlapping(layer, known[path])
+
+
+def _overlapping(inner: OpenLayer, outer: OpenLayer) -> HostError:
+    return HostError(
+        f"{inner} is, or lies in, {outer}", hint="use layers that do not contain each other"
+    )
+
+
 def check_upper(layers: Sequence[OpenLayer]) -> None:
     """Refuse an upper that the kernel takes, to show a wrong tree or to damage it.
 
@@ -82,11 +108,14 @@ def check_upper(layers: Sequence[OpenLayer]) -> None:
 
 
 def overlay_over(upper_fd: int) -> mountinfo.Mount | None:
-    """The kernel's overlay of this mount namespace that writes to the directory, or None."""
+    """The kernel's overlay of this mount namespace that writes to the directory, or None.
+
+    An overlay whose upper was named by a descriptor of its maker, `/proc/self/fd/N`, is not known.
+    """
     wanted = os.fstat(upper_fd)
     for mount in mountinfo.mounts():
         upper = mountinfo.overlay_layers(mount).upper if mount.fstype == "overlay" else None
-        if upper is not None and _is_same(upper, wanted):
+        if upper is not None and not upper.startswith("/proc/") and _is_same(upper, wanted):
             return mount
     return None
 
@@ -122,13 +151,13 @@ def _hint(error: OSError) -> str | None:
 
 
 def _crossed(layers: Sequence[OpenLayer]) -> LayerMountError | None:
-    """One layer is another, or lies in it."""
-    for one, other in itertools.permutations(layers, 2):
-        if other.path == one.path or other.path.startswith(one.path.rstrip("/") + "/"):
-            return HostError(
-                f"{other} is, or lies in, {one}", hint="use layers that do not contain each other"
-            )
-    return None
+    """One layer is another, or lies in it, by another path than it was named."""
+    names = ", ".join(map(str, layers[:_NAMED]))
+    more = f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
+    return HostError(
+        f"one layer contains another, among {names}{more}",
+        hint="use layers that do not contain each other",
+    )
 
 
 def _apart(layers: Sequence[OpenLayer]) -> LayerMountError | None:
@@ -224,7 +253,7 @@ def _fstypes(layers: Sequence[OpenLayer]) -> Iterator[tuple[OpenLayer, str]]:
 # include/linux/proc_ns.h, PROC_USER_INIT_INO
 _FIRST_USER_NAMESPACE = 0xEFFFFFFD
 _RULES: dict[int, tuple[Rule, ...]] = {
-    errno.EINVAL: (_foreign, _unclean, _crossed, _apart, _unfit, _too_deep, _covered),
+    errno.EINVAL: (_foreign, _unclean, _apart, _unfit, _too_deep, _covered),
     errno.ELOOP: (_crossed,),
     errno.EBUSY: (_busy,),
     errno.ESTALE: (_exchanged,),

@@ -188,7 +188,7 @@ def _unmount(record: Record, unmount: Callable[[Record], None]) -> Swept:
 
 
 def _detach(record: Record) -> None:
-    detach.unmount(record.target, record.mount_id, lazy=False)
+    detach.unmount(record.target, record.mount_id, record.source, lazy=False)
 
 
 def _remove_unfinished() -> None:

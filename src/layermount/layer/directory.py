@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from layermount.errors import LayerCorruptError, LayerUnavailableError
@@ -153,7 +152,7 @@ class LayerDirectory:
         """Close the descriptor, if it is open; the directory has been removed."""
         self.layer.pool.drop(self)
 
-    def scan(self) -> Iterator[tuple[str, int]]:
+    def scan(self) -> list[tuple[str, int]]:
         """Every entry as (name, kind); marks come as WHITEOUT under the name they delete."""
         match self.layer.marks:
             case KernelMarks():
@@ -161,25 +160,26 @@ class LayerDirectory:
             case OciMarks():
                 return self._scan_oci()
 
-    def _scan_kernel(self) -> Iterator[tuple[str, int]]:
-        attribute_whiteouts = self.layer.has_attribute_whiteouts and self._opaque_value() == b"x"
+    def _scan_kernel(self) -> list[tuple[str, int]]:
         with os.scandir(self.fd) as entries:
-            for entry in entries:
-                kind = _kind_of(entry)
-                if kind == CHARACTER_DEVICE and entry.stat(follow_symlinks=False).st_rdev == 0:
-                    kind = WHITEOUT
-                elif attribute_whiteouts and kind == REGULAR and self._is_marked(entry.name):
-                    kind = WHITEOUT
-                yield entry.name, kind
+            found = [(entry.name, _kind_or_mark(entry)) for entry in entries]
+        if self.layer.has_attribute_whiteouts and self._opaque_value() == b"x":
+            return [(name, self._kind_or_mark(name, kind)) for name, kind in found]
+        return found
 
-    def _scan_oci(self) -> Iterator[tuple[str, int]]:
+    def _kind_or_mark(self, name: str, kind: int) -> int:
+        return WHITEOUT if kind == REGULAR and self._is_marked(name) else kind
+
+    def _scan_oci(self) -> list[tuple[str, int]]:
+        found = []
         with os.scandir(self.fd) as entries:
             for entry in entries:
                 name = entry.name
                 if not name.startswith(OCI_PREFIX):
-                    yield name, _kind_of(entry)
+                    found.append((name, _kind_of(entry)))
                 elif not name.startswith(OCI_RESERVED) and name != OCI_PREFIX:
-                    yield name.removeprefix(OCI_PREFIX), WHITEOUT
+                    found.append((name.removeprefix(OCI_PREFIX), WHITEOUT))
+        return found
 
     def kind(self, name: str) -> int | None:
         """The entry's kind, WHITEOUT for a mark, None when there is nothing."""
@@ -240,7 +240,11 @@ class LayerDirectory:
         """One of the layer's own marks on `name`, raw; None when absent or the dialect has none."""
         match self.layer.marks:
             case KernelMarks() as marks:
-                return xattrs.find_xattr(self.fd, name, marks.key(record))
+                key = marks.key(record)
+                # Directories have no mark nearly always, and the list of names says so without fail.
+                if name == "." and key not in _attribute_names(self.fd):
+                    return None
+                return xattrs.find_xattr(self.fd, name, key)
             case OciMarks():
                 return None
 
@@ -312,6 +316,26 @@ def _has_openat2() -> bool:
             return False
         raise
     return True
+
+
+def _attribute_names(fd: int) -> list[str]:
+    """The attributes of an open file, none where there can be none."""
+    try:
+        return os.listxattr(fd)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return []
+        raise
+
+
+def _kind_or_mark(entry: os.DirEntry[str]) -> int:
+    # The kind that most entries have, without another call.
+    if entry.is_file(follow_symlinks=False):
+        return REGULAR
+    kind = _kind_of(entry)
+    if kind == CHARACTER_DEVICE and entry.stat(follow_symlinks=False).st_rdev == 0:
+        return WHITEOUT
+    return kind
 
 
 def _kind_of(entry: os.DirEntry[str]) -> int:

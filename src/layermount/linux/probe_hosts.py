@@ -1,7 +1,8 @@
 """Which ways to show an overlay this process has, found out by doing it in a child of its own.
 
-Versions are never asked. What is found is kept until the process ends. Features of a filesystem are
-in `probe_directory.py`; what follows from a finding is for callers to decide.
+Versions are never asked. What is found is kept as long as the process, its user and its user
+namespace are the same. Features of a filesystem are in `probe_directory.py`; what follows from a
+finding is for callers to decide.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Callable
 from layermount.linux import files, mounts, namespaces
 from layermount.linux.finding import REFUSALS, Finding
 
+Identity = tuple[int, int, int]
+
 _FUSE_DEVICE = "/dev/fuse"
 _USERNS_SYSCTLS = (
     ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
@@ -28,9 +31,23 @@ _USERNS_SYSCTLS = (
 )
 
 
-@functools.cache
 def overlay() -> Finding:
     """Whether this process may mount an overlay where everybody sees it."""
+    return _overlay(_who())
+
+
+def user_overlay() -> Finding:
+    """Whether this process may mount an overlay in a user namespace of its own."""
+    return _user_overlay(_who())
+
+
+def fuse() -> Finding:
+    """Whether this process may serve a FUSE filesystem."""
+    return _fuse(_who())
+
+
+@functools.cache
+def _overlay(_identity: Identity) -> Finding:
     name = "overlay"
     failure = _in_child(lambda: namespaces.unshare(namespaces.CLONE_NEWNS), user_marks=False)
     if failure is None:
@@ -45,8 +62,7 @@ def overlay() -> Finding:
 
 
 @functools.cache
-def user_overlay() -> Finding:
-    """Whether this process may mount an overlay in a user namespace of its own."""
+def _user_overlay(_identity: Identity) -> Finding:
     name = "user-overlay"
     failure = _in_child(lambda: namespaces.unshare_user(namespaces.CLONE_NEWNS), user_marks=True)
     if failure is None:
@@ -60,8 +76,7 @@ def user_overlay() -> Finding:
 
 
 @functools.cache
-def fuse() -> Finding:
-    """Whether this process may serve a FUSE filesystem."""
+def _fuse(_identity: Identity) -> Finding:
     name = "fuse"
     try:
         os.close(os.open(_FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
@@ -112,6 +127,11 @@ def beneath() -> Finding:
     return Finding(
         "openat2", available=True, reason="the kernel resolves paths beneath a directory"
     )
+
+
+def _who() -> Identity:
+    # A child, another user or another namespace may get another answer.
+    return os.getpid(), os.geteuid(), os.stat("/proc/self/ns/user").st_ino
 
 
 def _in_child(enter: Callable[[], None], *, user_marks: bool) -> tuple[str, int] | None:

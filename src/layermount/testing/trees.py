@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -187,6 +187,29 @@ def _make_opaque(target: Path, marks: Marks) -> None:
             os.setxattr(target, marks.key("opaque"), b"y")
 
 
+def merged(layers: Sequence[Tree]) -> Tree:
+    """What an overlay of these layers shows, nearest first, as a tree of its own.
+
+    Hard links become files of their own, as copy-up makes them.
+    """
+    shown: dict[str, Entry] = {}
+    for tree in reversed(layers):
+        for path, entry in sorted(_with_parents(tree).items()):
+            below = shown.get(path)
+            merges = below is not None and below.kind == entry.kind == DIRECTORY
+            if not merges or entry.opaque:
+                _drop(shown, path)
+            if entry.kind != WHITEOUT:
+                own = tree[entry.same_as] if entry.same_as is not None else entry
+                shown[path] = dataclasses.replace(own, opaque=False)
+    return shown
+
+
+def _drop(shown: dict[str, Entry], path: str) -> None:
+    for name in [name for name in shown if name == path or name.startswith(f"{path}/")]:
+        del shown[name]
+
+
 class View(Protocol):
     """Whatever shows a tree: paths have no leading slash, "." is the root, links are not followed.
 
@@ -212,11 +235,11 @@ class View(Protocol):
         """One extended attribute."""
 
 
-@dataclass(frozen=True, slots=True)
 class PathView:
     """A directory of this machine, or a mount, as a view."""
 
-    root: Path
+    def __init__(self, root: Path) -> None:
+        self.root = root
 
     def at(self, path: str) -> str:
         """The path of an entry for the system."""
@@ -397,10 +420,10 @@ def assert_same(left: Snapshot, right: Snapshot, names: Iterable[str] = ("left",
 
 
 def digest(root: Path) -> str:
-    """A SHA-256 over all of a directory: names, metadata with inode numbers and ctime, attributes, data.
+    """A SHA-256 over all of a directory: names, metadata, attributes, data.
 
-    Equal digests mean that nothing was changed, not even changed and put back. Access times are
-    left out.
+    Inode numbers and change times are in it: equal digests mean that nothing was changed, not even
+    changed and put back. Access times are left out.
     """
     view = PathView(root)
     found = hashlib.sha256()

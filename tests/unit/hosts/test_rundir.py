@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from layermount.errors import HostError
-from layermount.hosts import rundir
+from layermount.hosts import run_directory, rundir
 from layermount.hosts.rundir import Outcome, Record, State
 from layermount.linux import mountinfo, processes
 from layermount.linux.processes import ProcessIdentity
@@ -55,47 +55,6 @@ OTHER_MOUNT = {
 }
 
 
-class TestDirectory:
-    def test_it_is_made_for_the_user_alone(self, home: Path) -> None:
-        assert rundir.directory() == home
-        assert home.stat().st_mode & 0o777 == 0o700
-        assert rundir.directory() == home
-
-    def test_where_it_is(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("LAYERMOUNT_RUN_DIR")
-        monkeypatch.setattr(os, "geteuid", lambda: 4321)
-        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-        with pytest.raises(HostError, match=rf"{tmp_path}/layermount' belongs to user"):
-            rundir.directory()
-        monkeypatch.delenv("XDG_RUNTIME_DIR")
-        with pytest.raises(HostError, match="/tmp/layermount-4321' belongs to user"):
-            rundir.directory()
-        Path("/tmp/layermount-4321").rmdir()
-
-    def test_a_link_is_refused(self, home: Path, tmp_path: Path) -> None:
-        home.symlink_to(tmp_path)
-        with pytest.raises(HostError, match="is not a directory"):
-            rundir.directory()
-
-    def test_one_that_others_may_write_to_is_refused(self, home: Path) -> None:
-        home.mkdir()
-        home.chmod(0o770)
-        with pytest.raises(HostError, match=r"written to by others \(mode 0770\)"):
-            rundir.directory()
-
-    @pytest.mark.needs("root")
-    def test_one_of_somebody_else_is_refused(self, home: Path) -> None:
-        home.mkdir()
-        os.chown(home, 1, 1)
-        with pytest.raises(HostError, match="belongs to user 1"):
-            rundir.directory()
-
-    def test_the_empty_directory_is_empty(self) -> None:
-        path = rundir.empty_directory()
-        assert os.listdir(path) == []
-        assert rundir.empty_directory() == path
-
-
 class TestRecords:
     def test_a_record_comes_back_as_it_was(self, home: Path) -> None:
         first = record(owner=processes.identity(), created_ns=2)
@@ -128,7 +87,7 @@ class TestRecords:
         "raw", [b"", b"[]", b"{}", b'{"version": 1}', b"\xff", b'{"version": 1, "lowers": 3}']
     )
     def test_one_that_cannot_be_read_is_told(self, home: Path, raw: bytes) -> None:
-        rundir.directory()
+        run_directory.directory()
         (home / "x.json").write_bytes(raw)
         with pytest.raises(HostError, match=r"x\.json' cannot be read") as caught:
             rundir.records()
@@ -196,7 +155,7 @@ def test_an_unexpected_error_is_raised() -> None:
 
 
 def test_a_write_that_was_cut_short_is_removed(home: Path) -> None:
-    rundir.directory()
+    run_directory.directory()
     (home / ".1.1.cut").write_bytes(b"{")
     me = processes.identity()
     writing = home / f".{me.pid}.{me.start_time}.writing"

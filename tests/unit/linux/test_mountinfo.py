@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from layermount.linux import mountinfo
+from layermount.linux import mountinfo, namespaces
 from layermount.linux.mountinfo import Mount, OverlayLayers
+from layermount.linux.mounts import MS_PRIVATE
+from tests.forked import in_child
 
 HEAD = b"36 35 98:0 / /mnt rw,relatime "
 
@@ -97,12 +99,21 @@ def test_another_format_is_refused(line: bytes) -> None:
         mountinfo.parse(line)
 
 
+@pytest.mark.needs("userns")
 def test_the_real_file_has_the_root_and_is_found_by_number() -> None:
-    mounts = mountinfo.mounts()
-    assert any(mount.target == "/" for mount in mounts)
-    for mount in mounts:
-        assert mountinfo.find(mount.mount_id) == mount
-    assert mountinfo.find(max(mount.mount_id for mount in mounts) + 1_000_000) is None
+    def child() -> None:
+        # Alone, so that nobody else's mounts come and go.
+        namespaces.unshare_user(namespaces.CLONE_NEWNS)
+        namespaces.set_propagation(MS_PRIVATE)
+        mounts = mountinfo.mounts()
+        assert any(mount.target == "/" for mount in mounts)
+        for mount in mounts:
+            assert mountinfo.find(mount.mount_id) == mount
+        assert mountinfo.find(max(mount.mount_id for mount in mounts) + 1_000_000) is None
+        everything = {mount.mount_id for mount in mounts if mount.target != "/"}
+        assert {mount.mount_id for mount in mountinfo.below("/")} == everything
+
+    in_child(child)
 
 
 def test_the_mount_of_a_descriptor() -> None:
@@ -123,7 +134,5 @@ def test_a_closed_descriptor_is_on_no_mount() -> None:
 
 
 def test_mounts_below_a_directory(tmp_path: Path) -> None:
-    everything = {mount.mount_id for mount in mountinfo.mounts() if mount.target != "/"}
-    assert {mount.mount_id for mount in mountinfo.below("/")} == everything
     assert "/proc" not in {mount.target for mount in mountinfo.below("/proc")}
     assert list(mountinfo.below(str(tmp_path))) == []

@@ -1,0 +1,1 @@
+"""What an upper changed, told path by path."""

@@ -1,0 +1,1 @@
+"""The `layermount` command: parsing and printing, no logic."""

@@ -1,0 +1,126 @@
+"""`layermount diff`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+import click
+
+from layermount.changes.change import Change, ChangeKind
+from layermount.changes.diff import Difference
+from layermount.changes.patch import patch
+from layermount.cli import output
+from layermount.cli.layers import configuration, layer_options
+
+_LETTERS = {
+    ChangeKind.DELETED: "D",
+    ChangeKind.RENAMED: "R",
+    ChangeKind.MODIFIED: "M",
+    ChangeKind.ADDED: "A",
+}
+_COLOURS = {"D": "red", "R": "cyan", "M": "yellow", "A": "green"}
+_ORDER = list(_LETTERS)
+
+
+@click.command("diff")
+@click.argument("view", required=False)
+@click.argument("paths", nargs=-1)
+@layer_options
+@click.option("--stat", is_flag=True, help="Sizes before and after, and a sum.")
+@click.option("-p", "--patch", "content", is_flag=True, help="The content of changed text files.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing: exit 1 when there are changes.")
+def diff_command(
+    *,
+    view: str | None,
+    paths: tuple[str, ...],
+    lowers: tuple[Path, ...],
+    upper: Path | None,
+    dialect: str | None,
+    stat: bool,
+    content: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Show what VIEW changed: a kept view's name, or the directory of a mounted overlay.
+
+    PATHS limit it to what is at or below them; they may be patterns. Deletions come first, and nothing
+    is left out. Without VIEW, --upper and --lower name the layers.
+    """
+    with Difference(configuration(view, lowers, upper, dialect)) as difference:
+        changes = [c for c in difference.changes() if _is_wanted(c, paths)]
+        if quiet:
+            raise SystemExit(1 if changes else 0)
+        if as_json:
+            output.emit_json([_as_json(change) for change in changes])
+        elif content:
+            _print_patches(difference, changes)
+        elif stat:
+            _print_stat(changes)
+        else:
+            print_changes(changes)
+
+
+def _is_wanted(change: Change, paths: Sequence[str]) -> bool:
+    return not paths or any(
+        fnmatch(change.path, wanted) or f"{change.path}/".startswith(wanted.strip("/") + "/")
+        for wanted in paths
+    )
+
+
+def _as_json(change: Change) -> dict[str, object]:
+    return {name: getattr(change, name) for name in Change.__dataclass_fields__}
+
+
+def print_changes(changes: Iterable[Change], *, err: bool = False) -> None:
+    """One line a change, deletions first."""
+    for change in sorted(changes, key=lambda c: (_ORDER.index(c.kind), c.path)):
+        letter = _LETTERS[change.kind]
+        click.echo(f"{click.style(letter, fg=_COLOURS[letter])} {_line(change)}", err=err)
+
+
+def _line(change: Change) -> str:
+    slash = "/" if change.entry == "directory" else ""
+    name = output.shown(change.path) + slash
+    if change.old_path is not None:
+        name = f"{output.shown(change.old_path)}{slash} -> {name}"
+    what = [part for part in change.what if part != "content" or len(change.what) > 1]
+    details = ", ".join(part for part in what if part != "times" or len(what) == 1)
+    return f"{name}  ({details})" if details else name
+
+
+def _print_stat(changes: Sequence[Change]) -> None:
+    for change in sorted(changes, key=lambda c: (_ORDER.index(c.kind), c.path)):
+        click.echo(f"{_LETTERS[change.kind]} {_line(change)}  {_sizes(change)}".rstrip())
+    print_summary(changes)
+
+
+def _sizes(change: Change) -> str:
+    old, new = change.old_size, change.new_size
+    if old is None and new is None:
+        return ""
+    if old is None or new is None:
+        return f"{'-' if new is None else '+'}{output.size((new if old is None else old) or 0)}"
+    return "" if old == new else f"{output.size(old)} -> {output.size(new)}"
+
+
+def print_summary(changes: Sequence[Change], *, err: bool = False) -> None:
+    """How many changes of each kind, and how many bytes more or less."""
+    counts = Counter(change.kind for change in changes)
+    parts = [f"{counts[kind]} {kind}" for kind in _ORDER if counts[kind]]
+    grown = sum((c.new_size or 0) - (c.old_size or 0) for c in changes)
+    sign = "-" if grown < 0 else "+"
+    text = ", ".join(parts) if parts else "no changes"
+    click.echo(f"{text}; {sign}{output.size(abs(grown))}" if parts else text, err=err)
+
+
+def _print_patches(difference: Difference, changes: Sequence[Change]) -> None:
+    for change in sorted(changes, key=lambda c: (_ORDER.index(c.kind), c.path)):
+        letter = _LETTERS[change.kind]
+        click.echo(click.style(f"{letter} {_line(change)}", bold=True))
+        for line in patch(difference, change):
+            colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
+            click.echo(click.style(output.shown(line.replace("\t", "    ")), fg=colour))

@@ -1,0 +1,69 @@
+"""The options by which a command is told its layers: a kept view, a mounted overlay, or paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from layermount.config import LayerMountConfig
+from layermount.errors import ConfigError, LayerUnavailableError
+from layermount.hosts import rundir
+from layermount.views import shelf
+
+_F = TypeVar("_F", bound=Callable[..., object])
+_DIRECTORY = click.Path(path_type=Path)
+
+
+def layer_options(function: _F) -> _F:
+    """Add `--lower`, `--upper` and `--dialect`."""
+    for option in (
+        click.option("--dialect", type=click.Choice(["overlay", "overlay-user"]),
+                     help="How the upper keeps its marks; found out by itself when left out."),
+        click.option("--upper", type=_DIRECTORY, help="The layer that has the changes."),
+        click.option("--lower", "lowers", type=_DIRECTORY, multiple=True,
+                     help="A read-only layer; the first given is nearest. May be repeated."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def configuration(
+    name: str | None, lowers: tuple[Path, ...], upper: Path | None, dialect: str | None
+) -> LayerMountConfig:
+    """The layers that were named: by a view's name, by the directory of a mount, or one by one.
+
+    Raises:
+        ConfigError: Both ways are mixed, or neither is used.
+        ViewNotFoundError: There is no such view.
+    """
+    if name is None:
+        if not lowers and upper is None:
+            raise ConfigError(
+                "no layers are named", hint="name a view, or give --lower and --upper"
+            )
+        return LayerMountConfig(upper, lowers, dialect=dialect)
+    if lowers or upper is not None:
+        raise ConfigError(f"both {name!r} and --lower or --upper are given")
+    record = rundir.find(Path(name)) if Path(name).is_dir() and "/" in name else None
+    if record is not None:
+        return LayerMountConfig(
+            record.upper, record.lowers, work_dir_path=record.work, dialect=dialect
+        )
+    return shelf.get_view(name).config()
+
+
+def reading(config: LayerMountConfig) -> LayerMountConfig:
+    """The same layers, the upper too, for reading only: nothing is locked and nothing is written."""
+    if config.upper_path is None:
+        return config
+    if not config.upper_path.is_dir():
+        raise LayerUnavailableError(f"the upper {str(config.upper_path)!r} is no directory")
+    return LayerMountConfig(
+        None,
+        [config.upper_path, *config.lower_paths],
+        dialect=config.dialect,
+        lower_dialects=(None, *config.lower_dialects),
+    )
