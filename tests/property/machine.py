@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -12,11 +13,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar
 
+from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from layermount.config import Capabilities, LayerMountConfig
-from layermount.layer.base import DIRECTORY
+from layermount.layer.base import DIRECTORY, REGULAR
 from layermount.layer.marks import OCI, OVERLAY, OVERLAY_USER, KernelMarks
 from layermount.testing import trees
 from layermount.testing.oracles import (
@@ -27,7 +29,7 @@ from layermount.testing.oracles import (
     Target,
     attempt,
 )
-from layermount.testing.trees import Snapshot, Tree, assert_same, snapshot, without
+from layermount.testing.trees import Entry, Snapshot, Tree, assert_same, snapshot, without
 from tests.property import layers as given_layers
 from tests.property.layers import Place
 
@@ -37,6 +39,7 @@ FLAGS = (os.O_RDONLY, os.O_RDONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_RD
 DIALECTS = {marks.name: marks for marks in (OVERLAY, OVERLAY_USER)}
 #: Rules X1 to X4: what a plain directory does not have in common with an overlay.
 NOT_IN_PLAIN = ("nlink", "inode", "links")
+_NAMES = ("engine", "kernel")
 
 
 class Side:
@@ -44,6 +47,7 @@ class Side:
 
     def __init__(self, base: Path, layers: list[Tree], marks: KernelMarks) -> None:
         self.base = base
+        self.name = base.name
         self.uppers = 0
         self.lowers = [
             trees.build(base / f"lower{n}", tree, marks=marks) for n, tree in enumerate(layers)
@@ -108,6 +112,9 @@ class OverlayMachine(RuleBasedStateMachine):
         capacity: int,
     ) -> None:
         layers = data.draw(given_layers.layers(root=self.as_root))
+        for number, layer in enumerate(layers):
+            for path, entry in layer.items():
+                note(f"> lower {number}: {path}: {_described(entry)}")
         self.metacopy, self.kernel_metacopy = metacopy, kernel_metacopy
         self.thorough, self.capacity = thorough, capacity
         self.since_ns = time.time_ns() - 10**9
@@ -163,6 +170,10 @@ class OverlayMachine(RuleBasedStateMachine):
     # Doing and checking.
 
     @property
+    def sides(self) -> list[Side]:
+        return [self.engine_side, self.kernel_side] if self.with_kernel else [self.engine_side]
+
+    @property
     def targets(self) -> list[tuple[str, Target]]:
         """The kernel first: it is the reference."""
         found: list[tuple[str, Target]] = [("engine", self.engine), ("plain", self.plain)]
@@ -175,7 +186,9 @@ class OverlayMachine(RuleBasedStateMachine):
             if target_name == "plain" and self.is_overlays_own(name, results["engine"], arguments):
                 continue
             results[target_name] = attempt(getattr(target, name), *arguments)
-        assert len(set(map(repr, results.values()))) == 1, f"{name}{arguments}: {results}"
+        call = f"{name}({', '.join(map(_short, arguments))})"
+        note(f"> {call}: {_short(results['engine'])}")
+        assert len(set(map(repr, results.values()))) == 1, f"{call}: {results}"
         if self.thorough:
             self.check()
         else:
@@ -192,16 +205,23 @@ class OverlayMachine(RuleBasedStateMachine):
         return name == "mknod" and result == Failure(errno.EPERM) and arguments[2] == 0
 
     def check(self) -> None:
-        shown = snapshot(self.engine, since_ns=self.since_ns)
-        if self.kernel is not None:
-            self.check_kernel(shown, snapshot(self.kernel, since_ns=self.since_ns))
-        plain = snapshot(self.plain, since_ns=self.since_ns)
-        assert_same(
-            without(shown, *NOT_IN_PLAIN), without(plain, *NOT_IN_PLAIN), ("engine", "plain")
-        )
+        shown = {name: snapshot(target, since_ns=self.since_ns) for name, target in self.targets}
+        plain = without(shown["plain"], *NOT_IN_PLAIN)
+        assert_same(without(shown["engine"], *NOT_IN_PLAIN), plain, ("engine", "plain"))
+        if "kernel" in shown:
+            kernel = self.with_kept_times(shown["kernel"], plain)
+            assert_same(without(shown["engine"], "inode"), without(kernel, "inode"), _NAMES)
 
-    def check_kernel(self, engine: Snapshot, kernel: Snapshot) -> None:
-        assert_same(without(engine, "inode"), without(kernel, "inode"), ("engine", "kernel"))
+    def with_kept_times(self, kernel: Snapshot, plain: Snapshot) -> Snapshot:
+        """Rule X8: when a metadata-only copy gets its data, the kernel sets its time to now."""
+        if not self.kernel_metacopy:
+            return kernel
+        return {
+            path: dataclasses.replace(entry, mtime_ns=plain[path].mtime_ns)
+            if entry.mtime_ns is None and entry.kind == REGULAR and path in plain
+            else entry
+            for path, entry in kernel.items()
+        }
 
     def check_paths(self, paths: list[str]) -> None:
         for path in paths:
@@ -219,27 +239,35 @@ class OverlayMachine(RuleBasedStateMachine):
     def finish(self) -> None:
         """What must hold at the end, whatever happened before."""
         self.check()
-        shown = snapshot(self.engine)
-        kernel_shown = None if self.kernel is None else snapshot(self.kernel)
+        shown = {name: snapshot(target) for name, target in self.targets}
         self.close_all()
         assert os.listdir(self.engine_side.work / "work") == []
-        self.check_reopened(self.engine_side, shown)
-        if self.with_kernel:
-            self.check_mounted(self.engine_side, shown)
-            assert kernel_shown is not None
-            self.check_reopened(self.kernel_side, kernel_shown)
-        for side in (self.engine_side, *([self.kernel_side] if self.with_kernel else [])):
+        for side in self.sides:
+            self.check_anew(side, shown[side.name])
             side.assert_lowers_unchanged()
 
-    def check_reopened(self, side: Side, before: Snapshot) -> None:
+    def check_anew(self, side: Side, before: Snapshot) -> None:
+        """The engine and the kernel show the same over a side's layers, and the same as before."""
         engine = self.engine_on(side, metacopy=True)
-        assert_same(snapshot(engine), before, ("reopened", "before"))
+        shown = snapshot(engine)
         engine.close()
+        assert_same(self.lasting(shown), self.lasting(before), ("opened anew", "before"))
+        if self.with_kernel:
+            self.kernel = self.kernel_on(side, metacopy=True)
+            mounted = snapshot(self.kernel)
+            self.unmount_kernel()
+            assert_same(shown, mounted, ("opened anew", "mounted anew"))
 
-    def check_mounted(self, side: Side, before: Snapshot) -> None:
-        self.kernel = self.kernel_on(side, metacopy=True)
-        assert_same(snapshot(self.kernel), before, ("mounted by the kernel", "before"))
-        self.unmount_kernel()
+    def lasting(self, shown: Snapshot) -> Snapshot:
+        """Without the inode numbers that last until the overlay is closed only: rule I3."""
+        if self.marks is OVERLAY:
+            return shown
+        return {
+            path: entry
+            if entry.kind in (DIRECTORY, REGULAR)
+            else dataclasses.replace(entry, inode=None)
+            for path, entry in shown.items()
+        }
 
     def path(self, place: Place) -> str:
         number, name = place
@@ -447,6 +475,7 @@ class OverlayMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.close_all()
+        note("> reopen")
         self.open_engine()
         if self.with_kernel:
             self.mount_kernel()
@@ -458,13 +487,27 @@ class OverlayMachine(RuleBasedStateMachine):
         if len(self.engine_side.lowers) > 4:
             return
         self.close_all()
-        for side in (self.engine_side, *([self.kernel_side] if self.with_kernel else [])):
+        note("> seal")
+        for side in self.sides:
             side.seal()
         _break_links(self.plain.root)
         self.open_engine()
         if self.with_kernel:
             self.mount_kernel()
         self.check()
+
+
+def _described(entry: Entry) -> str:
+    """Only what the entry says itself."""
+    values = {field.name: getattr(entry, field.name) for field in dataclasses.fields(Entry)}
+    plain = Entry(entry.kind)
+    said = {k: v for k, v in values.items() if k == "kind" or v != getattr(plain, k)}
+    return ", ".join(f"{key}={_short(value)}" for key, value in said.items())
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:40]}…{text[-5:]}"
 
 
 def _brief(target: Target, path: str) -> tuple[object, ...]:

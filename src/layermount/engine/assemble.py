@@ -82,7 +82,7 @@ def _open_upper(
     base_fd = work.prepare(config.work_dir_path)
     stack.callback(os.close, base_fd)
     locking.lock(base_fd, config.work_dir_path, "work")
-    if not work.same_filesystem(probe.root_fd, base_fd):
+    if not work.is_beside(probe.root_fd, base_fd):
         raise ConfigError(
             f"work directory {str(config.work_dir_path)!r} is on another filesystem than the upper",
             hint="what lands in the upper must land with one rename; put both on one filesystem",

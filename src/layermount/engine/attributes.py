@@ -108,7 +108,7 @@ class Attributes:
             OSError: EEXIST under XATTR_CREATE, ENODATA under XATTR_REPLACE, EOPNOTSUPP, EPERM, ENOSPC.
         """
         _require_settable(node, key)
-        if key == copy.ACL_DEFAULT and node.kind not in (DIRECTORY, LINK):
+        if key == copy.ACL_DEFAULT and node.kind != DIRECTORY:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), node.name)
         self._copy_up.bring_up(node, data=False)
         with self._tree.lock:
@@ -122,7 +122,7 @@ class Attributes:
             OSError: ENODATA when it is absent.
         """
         _require_settable(node, key)
-        if key == copy.ACL_DEFAULT and node.kind not in (DIRECTORY, LINK):
+        if key == copy.ACL_DEFAULT and node.kind != DIRECTORY:
             return
         with self._tree.lock:
             directory, name = place(node)
@@ -137,10 +137,12 @@ class Attributes:
 
 
 def _require_settable(node: Node, key: str) -> None:
-    """Refuse `user.*` attributes of what is neither file nor directory, before it is copied up.
+    """Refuse what no entry of this kind can have, before it is copied up.
 
     Raises:
-        OSError: EPERM.
+        OSError: EPERM for `user.*` of what is neither file nor directory, EOPNOTSUPP for a link's ACL.
     """
     if key.startswith("user.") and node.kind not in (REGULAR, DIRECTORY):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), node.name)
+    if key in (copy.ACL_ACCESS, copy.ACL_DEFAULT) and node.kind == LINK:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), node.name)

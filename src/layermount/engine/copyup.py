@@ -20,6 +20,7 @@ from layermount.engine.inodes import origin_of
 from layermount.engine.node import DirectoryNode, Node
 from layermount.engine.tree import Tree, missing, upper_of
 from layermount.engine.upper import Upper
+from layermount.engine.work import HARMLESS
 from layermount.events import Event, EventKind
 from layermount.layer import copy
 from layermount.layer.base import LINK, REGULAR, Directory
@@ -130,7 +131,7 @@ class CopyUp:
             self._metadata(source, ".", name, status)
             self._record_origin(node, source, ".", name, status)
             copy.apply_times(work.fd, name, status)
-            with self._times_kept(upper_of(parent)):
+            with self._times_kept(parent):
                 self._land(parent, node, name)
                 node.upper = LayerDirectory(self._upper.layer, upper_of(parent), node.name)
                 self._done(node)
@@ -224,7 +225,7 @@ class CopyUp:
         if task.work_fd is not None:
             work.sync_entry(task.work_fd)
         parent = _parent(node)
-        with self._times_kept(upper_of(parent)):
+        with self._times_kept(parent):
             if node.in_upper:
                 self._upper.replace(name, upper_of(parent), node.name)
                 self._emit(Event(EventKind.COPY_UP_DATA, node.path))
@@ -288,11 +289,21 @@ class CopyUp:
             directory.impure = True
 
     @contextlib.contextmanager
-    def _times_kept(self, directory: LayerDirectory) -> Iterator[None]:
-        """To the parent of a copy nothing has happened, so its times stay; they come last."""
+    def _times_kept(self, parent: DirectoryNode) -> Iterator[None]:
+        """To the parent of a copy nothing has happened, so its times stay.
+
+        They come last, when the copy has landed; as in the kernel, failing then is no failure.
+        """
+        directory = upper_of(parent)
         before = directory.stat(".")
         yield
-        copy.apply_times(directory.fd, ".", before)
+        try:
+            copy.apply_times(directory.fd, ".", before)
+        except OSError as error:
+            if error.errno not in HARMLESS:
+                raise
+            message = "a copy-up changed the directory's times"
+            self._emit(Event(EventKind.WARNING, parent.path, message=message))
 
     def _land(self, parent: DirectoryNode, node: Node, work_name: str) -> None:
         self._upper.land(work_name, upper_of(parent), node.name)

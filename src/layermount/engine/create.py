@@ -66,6 +66,7 @@ class Create:
         Raises:
             OSError: EPERM for a character device 0:0, which is the form of a whiteout.
         """
+        self.require_free(parent, name)
         kind = mode >> 12 or REGULAR
         if kind == CHARACTER_DEVICE and device == 0:
             raise PermissionError(
@@ -160,7 +161,7 @@ class Create:
             with work.discarding(new):
                 yield new
         finally:
-            work.discard(mirror)
+            work.drop(mirror)
 
 
 def check_name(name: str) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import io
 import os
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from layermount.engine.handles import Handle
 from layermount.layer.base import REGULAR
 
 if TYPE_CHECKING:
-    from layermount.engine.overlay import Overlay
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
-    Buffer = bytes | bytearray | memoryview
+    from layermount.engine.overlay import Overlay
 
 
 class LayerMountFile(io.RawIOBase):
@@ -46,7 +46,7 @@ class LayerMountFile(io.RawIOBase):
 
     @property
     def mode(self) -> str:
-        """The mode in the spelling of Python's own files: "rb", "wb", "rb+", "ab", "xb+", …"""
+        """The mode in the spelling of Python's own files: "rb", "wb", "rb+", "ab", "xb+"."""
         flags = self._handle.flags
         plus = "+" if flags & os.O_RDWR else ""
         if flags & os.O_EXCL:
@@ -67,9 +67,9 @@ class LayerMountFile(io.RawIOBase):
         """Up to `size` bytes from `offset`; b"" at and after the end."""
         return self._handle.read(size, offset)
 
-    def pwrite(self, data: Buffer, offset: int) -> int:
+    def pwrite(self, data: ReadableBuffer, offset: int) -> int:
         """Write at `offset`; the number of bytes written."""
-        return self._handle.write(data, offset)
+        return self._handle.write(memoryview(data), offset)
 
     def overwrite(self) -> None:
         """Empty the file."""
@@ -99,7 +99,7 @@ class LayerMountFile(io.RawIOBase):
         """The borrowed descriptor. What is done with it directly moves no position here."""
         return self._handle.fileno()
 
-    def readinto(self, buffer: Buffer) -> int:  # type: ignore[override]  # typeshed's Buffer is newer
+    def readinto(self, buffer: WriteableBuffer) -> int:
         """Fill `buffer` from the current position; the number of bytes.
 
         Raises:
@@ -114,7 +114,7 @@ class LayerMountFile(io.RawIOBase):
         self._position += count
         return count
 
-    def write(self, data: Buffer) -> int:  # type: ignore[override]  # typeshed's Buffer is newer
+    def write(self, data: ReadableBuffer) -> int:
         """Write at the current position, or at the end in append mode; the number of bytes.
 
         Raises:
@@ -208,7 +208,7 @@ def wrapped(
     encoding: str | None,
     errors: str | None,
     newline: str | None,
-) -> IO[bytes] | IO[str]:
+) -> IO[Any]:
     """The file object that the built-in `open` would give for these arguments, over `raw`."""
     if buffering == 0:
         return raw  # type: ignore[return-value]  # a RawIOBase serves as IO[bytes]
@@ -219,7 +219,7 @@ def wrapped(
     else:
         buffered = (io.BufferedWriter if raw.writable() else io.BufferedReader)(raw, size)
     if "b" in mode:
-        return buffered  # type: ignore[return-value]  # as the built-in does
+        return buffered
     text = io.TextIOWrapper(buffered, encoding, errors, newline, line_buffering=buffering == 1)
     text.mode = mode  # type: ignore[misc]  # the built-in sets it, too
     return text

@@ -6,6 +6,7 @@ that ends, and leaves no file behind. Rules: L1 to L4.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from layermount.errors import ConfigError, LayerBusyError
+from layermount.linux import mountinfo
 
 
 def lock(fd: int, path: Path, role: str) -> None:
@@ -31,29 +33,51 @@ def lock(fd: int, path: Path, role: str) -> None:
             f"{role} directory {str(path)!r} is in use by {owner}",
             hint="close the other overlay first, or use another upper and work directory",
         ) from error
+    _refuse_mounted(fd, path, role)
+
+
+def _refuse_mounted(fd: int, path: Path, role: str) -> None:
+    """The kernel's overlays hold no lock; those of this mount namespace are in mountinfo."""
+    wanted = os.fstat(fd)
+    for mount in mountinfo.mounts():
+        if mount.fstype != "overlay":
+            continue
+        layers = mountinfo.overlay_layers(mount)
+        for used in filter(None, (layers.upper, layers.work)):
+            if used.startswith("/proc/"):
+                # Named by a descriptor of whoever mounted it; here it would be one of ours.
+                continue
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                if os.path.samestat(os.stat(used), wanted):
+                    raise LayerBusyError(
+                        f"{role} directory {str(path)!r} is in use by the overlay mounted at "
+                        f"{mount.target!r}",
+                        hint="unmount that first",
+                    )
 
 
 def is_locked(fd: int) -> bool:
-    """Whether somebody else owns a directory at this moment."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno == errno.EWOULDBLOCK:
-            return True
-        raise
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    return False
+    """Whether a process that this one can see owns a directory at this moment.
+
+    It looks and does not try: trying would for a moment keep others out.
+    """
+    return _holder(fd) is not None
 
 
 def _owner(fd: int) -> str:
-    """Who holds the lock, as /proc/locks tells it: "process 12 (python3)"."""
+    pid = _holder(fd)
+    return "another process" if pid is None else _describe(pid)
+
+
+def _holder(fd: int) -> int | None:
+    """The process that holds the lock, as /proc/locks tells it."""
     status = os.fstat(fd)
     wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
         fields = line.split()
         if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == wanted:
-            return _describe(int(fields[4]))
-    return "another process"
+            return int(fields[4])
+    return None
 
 
 def _describe(pid: int) -> str:

@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layermount.engine.pathops import PathOperations
@@ -204,7 +204,7 @@ class LayerMountPath:
         encoding: str | None = None,
         errors: str | None = None,
         newline: str | None = None,
-    ) -> IO[bytes] | IO[str]:
+    ) -> IO[Any]:
         """Open the file, as the built-in `open` does."""
         return self._operations.open(str(self), mode, buffering, encoding, errors, newline)
 
@@ -216,19 +216,20 @@ class LayerMountPath:
     def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
         """The whole file as text."""
         with self.open("r", encoding=encoding, errors=errors) as file:
-            text = file.read()
-        assert isinstance(text, str)  # noqa: S101  text mode
+            text: str = file.read()
         return text
 
     def write_bytes(self, data: bytes) -> int:
         """Make the file have exactly this content."""
         with self._operations.open(str(self), "wb") as file:
-            return file.write(data)  # type: ignore[arg-type]  # binary mode
+            count: int = file.write(data)
+        return count
 
     def write_text(self, text: str, encoding: str | None = None, errors: str | None = None) -> int:
         """Make the file have exactly this text."""
         with self._operations.open(str(self), "w", -1, encoding, errors) as file:
-            return file.write(text)  # type: ignore[arg-type]  # text mode
+            count: int = file.write(text)
+        return count
 
     # Changing.
 

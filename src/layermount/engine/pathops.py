@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Iterator
 from stat import S_IFIFO, S_IFREG, S_ISDIR
-from typing import IO
+from typing import IO, Any
 
 from layermount.engine.file import LayerMountFile, wrapped
 from layermount.engine.handles import Handle
@@ -48,7 +48,7 @@ class PathOperations:
         encoding: str | None = None,
         errors: str | None = None,
         newline: str | None = None,
-    ) -> IO[bytes] | IO[str]:
+    ) -> IO[Any]:
         """Open a file as the built-in `open` does.
 
         Raises:

@@ -84,11 +84,13 @@ class Rename:
             raise _error(errno.EBUSY, old)
         if new in (".", ".."):
             raise _error(errno.EEXIST if flags & files.RENAME_NOREPLACE else errno.EBUSY, new)
-        for parent, name in ((old_parent, old), (new_parent, new)):
-            check_name(name)
+        for parent in (old_parent, new_parent):
             if parent.removed:
-                raise missing(name)
-        node, target = self._tree.get(old_parent, old), self._tree.find(new_parent, new)
+                raise missing(parent.name)
+        check_name(old)
+        node = self._tree.get(old_parent, old)
+        check_name(new)
+        target = self._tree.find(new_parent, new)
         move = Move(node, old_parent, new_parent, new, target, flags)
         if self._is_idle(move):
             return None
@@ -242,7 +244,7 @@ class Rename:
     def _clear(self, target: DirectoryNode) -> None:
         """A directory that shows nothing may hold marks; an empty one like it takes its place."""
         directory = upper_of(target)
-        if not os.listdir(directory.fd):
+        if not list(directory.scan()):
             return
         work, status = self._upper.work, directory.stat(".")
         name = work.name()

@@ -20,7 +20,7 @@ from layermount.config import Durability
 from layermount.errors import ConfigError, LayerUnavailableError
 from layermount.layer import copy
 from layermount.layer.base import DIRECTORY
-from layermount.linux import files, xattrs
+from layermount.linux import mountinfo, xattrs
 
 #: Errors that a removal may end in without harm, where nothing depends on it.
 HARMLESS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EACCES, errno.EPERM)
@@ -204,9 +204,14 @@ def _make_accessible(dir_fd: int, name: str) -> None:
 
 
 def _refuse_unclean(base_fd: int) -> None:
+    """Look for the volatile mark; the kernel makes each part of it with mode 0."""
+    path = _STAGING
     try:
-        os.stat(f"{_STAGING}/{_VOLATILE}", dir_fd=base_fd, follow_symlinks=False)
-    except (FileNotFoundError, PermissionError):
+        for name in _VOLATILE.split("/"):
+            copy.chmod(base_fd, path, 0o700)
+            path += f"/{name}"
+        os.stat(path, dir_fd=base_fd, follow_symlinks=False)
+    except FileNotFoundError:
         return
     raise LayerUnavailableError(
         "the upper was used with durability 'volatile' and was not closed cleanly",
@@ -214,19 +219,11 @@ def _refuse_unclean(base_fd: int) -> None:
     )
 
 
-def same_filesystem(upper_fd: int, work_fd: int) -> bool:
-    """Whether a rename from work to upper is possible, found out by doing it."""
-    name = f".layermount-probe-{os.getpid():x}-{int.from_bytes(os.urandom(6)):x}"
-    before = os.stat(upper_fd)
-    os.mkdir(name, 0o700, dir_fd=work_fd)
-    try:
-        files.renameat2(work_fd, name, upper_fd, name)
-    except OSError as error:
-        os.rmdir(name, dir_fd=work_fd)
-        if error.errno == errno.EXDEV:
-            return False
-        raise
-    os.rmdir(name, dir_fd=upper_fd)
-    # The upper's root is shown: looking at it leaves its times as they were.
-    os.utime(upper_fd, ns=(before.st_atime_ns, before.st_mtime_ns))
-    return True
+def is_beside(upper_fd: int, work_fd: int) -> bool:
+    """Whether what is in one directory can be renamed into the other: same mount, same device.
+
+    The device alone does not tell: two mounts of one filesystem do not rename into each other. The
+    mount alone does not either: subvolumes of btrfs are devices of their own.
+    """
+    same_mount = mountinfo.mount_id_of(upper_fd) == mountinfo.mount_id_of(work_fd)
+    return same_mount and os.fstat(upper_fd).st_dev == os.fstat(work_fd).st_dev

@@ -160,9 +160,22 @@ class LayerDirectory:
             case OciMarks():
                 return self._scan_oci()
 
+    def _rewound_fd(self) -> int:
+        """The descriptor, for a new scan: btrfs shows later entries only after a seek."""
+        fd = self.fd
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
+
     def _scan_kernel(self) -> list[tuple[str, int]]:
-        with os.scandir(self.fd) as entries:
-            found = [(entry.name, _kind_or_mark(entry)) for entry in entries]
+        with os.scandir(self._rewound_fd()) as entries:
+            # Most entries are files: they cost no call.
+            found = [
+                (
+                    entry.name,
+                    REGULAR if entry.is_file(follow_symlinks=False) else _kind_or_mark(entry),
+                )
+                for entry in entries
+            ]
         if self.layer.has_attribute_whiteouts and self._opaque_value() == b"x":
             return [(name, self._kind_or_mark(name, kind)) for name, kind in found]
         return found
@@ -172,7 +185,7 @@ class LayerDirectory:
 
     def _scan_oci(self) -> list[tuple[str, int]]:
         found = []
-        with os.scandir(self.fd) as entries:
+        with os.scandir(self._rewound_fd()) as entries:
             for entry in entries:
                 name = entry.name
                 if not name.startswith(OCI_PREFIX):
@@ -241,7 +254,7 @@ class LayerDirectory:
         match self.layer.marks:
             case KernelMarks() as marks:
                 key = marks.key(record)
-                # Directories have no mark nearly always, and the list of names says so without fail.
+                # A directory has no mark nearly always; the list of names says so without failing.
                 if name == "." and key not in _attribute_names(self.fd):
                     return None
                 return xattrs.find_xattr(self.fd, name, key)
@@ -329,9 +342,6 @@ def _attribute_names(fd: int) -> list[str]:
 
 
 def _kind_or_mark(entry: os.DirEntry[str]) -> int:
-    # The kind that most entries have, without another call.
-    if entry.is_file(follow_symlinks=False):
-        return REGULAR
     kind = _kind_of(entry)
     if kind == CHARACTER_DEVICE and entry.stat(follow_symlinks=False).st_rdev == 0:
         return WHITEOUT
