@@ -1,7 +1,7 @@
 """Timing: targets sampled in turn, and what the samples say about each other.
 
-Everything on a machine wanders from minute to minute. Two targets are therefore sampled in turn, round
-by round, and compared within each round: the median of those ratios is what is worth reading.
+Everything on a machine wanders from minute to minute. Two targets are therefore sampled in turn,
+round by round, and compared within each round: the median of those ratios is what to read.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def steady(action: Action) -> Target:
 def in_turn(targets: Mapping[str, Target], rounds: int) -> dict[str, list[float]]:
     """Seconds of each target in each round, after one round that does not count.
 
-    The garbage collector runs as it does in every program, but each sample starts with none waiting.
+    The garbage collector runs as in every program, but each sample starts with none waiting.
     """
     samples: dict[str, list[float]] = {name: [] for name in targets}
     for number in range(rounds + 1):

@@ -10,6 +10,8 @@ from pathlib import Path
 #: How many of ten files the upper and each lower, nearest first, answer for.
 _SHARES = (1, 2, 3, 4)
 _FILES = 100
+#: Every so many directories are in the upper and in each lower of a tree as images are.
+_EVERY = (10, 4, 2, 1)
 #: Every so many directories some of the lowers' files are deleted.
 _WHITEOUT_EVERY, _WHITEOUTS = 5, 5
 
@@ -32,24 +34,37 @@ class Tree:
     missing: list[str]
 
 
-def wide_tree(base: Path, directories: int) -> Tree:
+def wide_tree(base: Path, directories: int, *, everywhere: bool) -> Tree:
     """100 files in each of `directories` two-level directories, over an upper and three lowers.
 
-    Every layer has every directory, which is the most there is to merge. Upper and lowers answer for
-    a tenth, two, three and four tenths of the files.
+    Args:
+        base: An empty directory.
+        directories: How many.
+        everywhere: Every layer has every directory, which is the most there is to merge; else, as
+            in images, the last lower has all, the others a half and a quarter, the upper a tenth.
     """
     layers = [base / f"layer{number}" for number in range(len(_SHARES))]
     plain = base / "plain"
-    answers = [layers[number] for number, share in enumerate(_SHARES) for _ in range(share)]
     files = []
     for place, name in enumerate(_directory_names(directories)):
-        for root in (*layers, plain):
-            (root / name).mkdir(parents=True)
+        having = [
+            layer
+            for layer, every in zip(layers, _EVERY, strict=True)
+            if everywhere or place % every == 0
+        ]
+        answers = [
+            layer
+            for layer, share in zip(layers, _SHARES, strict=True)
+            if layer in having
+            for _ in range(share)
+        ]
+        for root in (*having, plain):
+            (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(_FILES):
             file = f"{name}/file{number:03}"
             _touch([answers[number % len(answers)] / file, plain / file])
             files.append(file)
-        if place % _WHITEOUT_EVERY == 0:
+        if place % _WHITEOUT_EVERY == 0 and layers[0] in having:
             _delete(layers, name)
     missing = [f"{file}.none" for file in files]
     return Tree(layers[0], layers[1:], plain, files, missing)
@@ -85,7 +100,8 @@ def wide_directory(base: Path, entries: int) -> Tree:
     files = [f"wide/file{number:05}" for number in range(entries)]
     for number, file in enumerate(files):
         _touch([answers[number % len(answers)] / file, plain / file])
-    return Tree(layers[0], layers[1:], plain, files, [])
+    missing = [f"{file}.none" for file in files]
+    return Tree(layers[0], layers[1:], plain, files, missing)
 
 
 def big_file(path: Path, size: int) -> None:

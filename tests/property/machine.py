@@ -413,7 +413,7 @@ class OverlayMachine(RuleBasedStateMachine):
     )
     def odd_name(self, at: Place, name: str, operation: tuple[str, object]) -> None:
         path = self.path((at[0], None))
-        if path == "." and name == "..":
+        if name == ".." and os.path.realpath(self.plain.at(path)) == str(self.plain.root):
             return  # it would lead out of the plain directory
         self.do(operation[0], f"{path}/{name}", *operation[1:])
 
@@ -428,7 +428,7 @@ class OverlayMachine(RuleBasedStateMachine):
         self, at: Place, new: Place, name: str, name_first: bool, flags: int | None
     ) -> None:
         path, other = self.path((at[0], None)), self.path(new)
-        if path == "." and name == "..":
+        if name == ".." and os.path.realpath(self.plain.at(path)) == str(self.plain.root):
             return  # it would lead out of the plain directory
         both = (f"{path}/{name}", other) if name_first else (other, f"{path}/{name}")
         if flags is None:

@@ -10,6 +10,7 @@ import functools
 import os
 
 from layermount.engine.node import DirectoryNode, Node
+from layermount.engine.refusals import refusal
 from layermount.linux import files
 
 _CAP_DAC_OVERRIDE = 1 << 1
@@ -57,4 +58,4 @@ def require_owner(status: os.stat_result) -> None:
         OSError: EPERM.
     """
     if os.geteuid() not in (0, status.st_uid):
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        raise refusal(errno.EPERM)

@@ -12,7 +12,8 @@ import os
 from layermount.engine.access import require_access, require_owner
 from layermount.engine.copyup import CopyUp
 from layermount.engine.node import DirectoryNode, Node
-from layermount.engine.tree import Tree, missing
+from layermount.engine.refusals import missing, refusal
+from layermount.engine.tree import Tree
 from layermount.engine.upper import Upper
 from layermount.layer import copy
 from layermount.layer.base import DIRECTORY, LINK, REGULAR, Directory
@@ -45,11 +46,13 @@ class Attributes:
         directory, name = place(node)
         fd = directory.fd
         if fd is None:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), node.path)
+            raise refusal(errno.EROFS, node.path)
         return fd, name
 
     def chmod(self, node: Node, mode: int) -> None:
         """Set the mode's twelve low bits; a link has none of its own (EOPNOTSUPP)."""
+        if node.kind == LINK:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), node.name)
         require_owner(self._tree.getattr(node))
         self._copy_up.bring_up(node, data=False)
         with self._tree.lock:
@@ -84,10 +87,10 @@ class Attributes:
             OSError: EISDIR for a directory, EINVAL for another kind or a negative size, EACCES, EFBIG.
         """
         if size < 0:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), node.name)
+            raise refusal(errno.EINVAL, node.name)
         if node.kind != REGULAR:
             number = errno.EISDIR if node.kind == DIRECTORY else errno.EINVAL
-            raise OSError(number, os.strerror(number), node.name)
+            raise refusal(number, node.name)
         require_access(node, os.W_OK)
         if self._copy_up.bring_up(node, size=size):
             return
@@ -109,7 +112,7 @@ class Attributes:
         """
         _require_settable(node, key)
         if key == copy.ACL_DEFAULT and node.kind != DIRECTORY:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), node.name)
+            raise refusal(errno.EACCES, node.name)
         self._copy_up.bring_up(node, data=False)
         with self._tree.lock:
             fd, name = self._physical(node)
@@ -143,6 +146,6 @@ def _require_settable(node: Node, key: str) -> None:
         OSError: EPERM for `user.*` of what is neither file nor directory, EOPNOTSUPP for a link's ACL.
     """
     if key.startswith("user.") and node.kind not in (REGULAR, DIRECTORY):
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), node.name)
+        raise refusal(errno.EPERM, node.name)
     if key in (copy.ACL_ACCESS, copy.ACL_DEFAULT) and node.kind == LINK:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), node.name)
+        raise refusal(errno.EOPNOTSUPP, node.name)

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from layermount.config import Capabilities
 from layermount.engine.counters import Counters
 from layermount.engine.inodes import origin_of
-from layermount.engine.node import DirectoryNode, Node
-from layermount.engine.tree import Tree, missing, upper_of
+from layermount.engine.node import DirectoryNode, Node, parent_of, upper_of
+from layermount.engine.refusals import missing
+from layermount.engine.tree import Tree
 from layermount.engine.upper import Upper
 from layermount.engine.work import HARMLESS
 from layermount.events import Event, EventKind
@@ -113,7 +114,7 @@ class CopyUp:
         if not node.in_upper:
             return False
         if self._tree.links is not None and self._tree.links.holds(node):
-            self.bring_up(_parent(node))
+            self.bring_up(parent_of(node))
             self._tree.links.link_out(node)
         return not (data and node.kind == REGULAR and node.holder.is_metacopy(node.entry))
 
@@ -121,7 +122,7 @@ class CopyUp:
         """Under the lock: a directory is small."""
         if node.upper is not None:
             return
-        parent = _parent(node)
+        parent = parent_of(node)
         self._directory(parent)
         source, work = node.top, self._upper.work
         status = source.stat(".")
@@ -139,7 +140,7 @@ class CopyUp:
     def _file(self, node: Node, *, data: bool, size: int | None) -> bool:
         """False, with nothing done, if a metadata-only copy has got a second name meanwhile."""
         with self._tree.lock:
-            self._directory(_parent(node))
+            self._directory(parent_of(node))
             task = self._begin(node, data=data, size=size)
         try:
             self._copy_data(task)
@@ -224,7 +225,7 @@ class CopyUp:
             copy.apply_times(work.fd, name, task.status)
         if task.work_fd is not None:
             work.sync_entry(task.work_fd)
-        parent = _parent(node)
+        parent = parent_of(node)
         with self._times_kept(parent):
             if node.in_upper:
                 self._upper.replace(name, upper_of(parent), node.name)
@@ -280,7 +281,7 @@ class CopyUp:
         origin = source.origin(entry) if node.in_upper else origin_of(source, entry)
         if origin is not None:
             self._upper.set_origin(self._upper.work.fd, name, origin, kind=node.kind)
-            self.mark_impure(_parent(node))
+            self.mark_impure(parent_of(node))
 
     def mark_impure(self, directory: DirectoryNode) -> None:
         """Note, as the kernel does, that an upper directory has entries whose origin is elsewhere."""
@@ -320,7 +321,7 @@ class CopyUp:
             status = node.holder.stat(node.entry)
             _, directory, name = self._tree.data_of(node)
             source_fd = directory.open(name)
-            dir_fd = upper_of(_parent(node)).fd
+            dir_fd = upper_of(parent_of(node)).fd
             capability = xattrs.find_xattr(dir_fd, node.entry, CAPABILITY_XATTR)
             target_fd = os.open(node.entry, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
         try:
@@ -355,12 +356,6 @@ class CopyUp:
         for handle in tuple(node.handles or ()):
             handle.follow(node.holder.open(node.entry))
         node.handles = None
-
-
-def _parent(node: Node) -> DirectoryNode:
-    if node.parent is None:
-        raise missing(node.name)
-    return node.parent
 
 
 def _is_linked_copy(node: Node) -> bool:

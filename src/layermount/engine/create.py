@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from layermount.config import Capabilities
 from layermount.engine.access import require_access
 from layermount.engine.copyup import CopyUp
-from layermount.engine.node import DirectoryNode, Node
-from layermount.engine.tree import Tree, missing, upper_of
+from layermount.engine.node import DirectoryNode, Node, parent_of, upper_of
+from layermount.engine.refusals import missing, refusal
+from layermount.engine.tree import Tree
 from layermount.engine.upper import Upper
 from layermount.events import Event, EventKind
 from layermount.layer.base import CHARACTER_DEVICE, DIRECTORY, FIFO, LINK, REGULAR, SOCKET
@@ -84,7 +85,7 @@ class Create:
         Raises:
             OSError: EPERM for a directory, EMLINK.
         """
-        source = upper_of(_parent(node))
+        source = upper_of(parent_of(node))
 
         def make(dir_fd: int, new: str) -> None:
             os.link(node.entry, new, src_dir_fd=source.fd, dst_dir_fd=dir_fd, follow_symlinks=False)
@@ -127,7 +128,7 @@ class Create:
             raise missing(name)
         check_name(name)
         if name in (".", "..") or name in self._tree.index(parent):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+            raise refusal(errno.EEXIST, name)
 
     def _over_whiteout(
         self, parent: DirectoryNode, name: str, kind: int, make: Make, *, linked: bool
@@ -171,14 +172,8 @@ def check_name(name: str) -> None:
         OSError: ENOENT for an empty name, EINVAL for one with a slash, ENAMETOOLONG over 255 bytes.
     """
     if not name:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        raise refusal(errno.ENOENT, name)
     if "/" in name:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+        raise refusal(errno.EINVAL, name)
     if len(os.fsencode(name)) > 255:
         raise missing(name)
-
-
-def _parent(node: Node) -> DirectoryNode:
-    if node.parent is None:
-        raise missing(node.name)
-    return node.parent

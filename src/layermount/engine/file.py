@@ -8,6 +8,7 @@ import os
 from typing import IO, TYPE_CHECKING, Any
 
 from layermount.engine.handles import Handle
+from layermount.engine.refusals import refusal
 from layermount.layer.base import REGULAR
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class LayerMountFile(io.RawIOBase):
             OSError: EINVAL for a negative position, ENXIO for no more data, ESPIPE for a fifo.
         """
         if not self.seekable():
-            raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
+            raise refusal(errno.ESPIPE)
         if whence == os.SEEK_SET:
             position = offset
         elif whence == os.SEEK_CUR:
@@ -148,14 +149,14 @@ class LayerMountFile(io.RawIOBase):
         else:
             position = self._handle.seek(offset, whence)
         if position < 0:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise refusal(errno.EINVAL)
         self._position = position
         return position
 
     def tell(self) -> int:
         """The current position."""
         if not self.seekable():
-            raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
+            raise refusal(errno.ESPIPE)
         return self._position
 
     def truncate(self, size: int | None = None) -> int:

@@ -14,8 +14,8 @@ import errno
 import os
 
 from layermount.engine.inodes import InodeNumbers, origin_of
-from layermount.engine.node import Node
-from layermount.engine.tree import as_upper, upper_of
+from layermount.engine.node import Node, as_upper, upper_of
+from layermount.engine.refusals import refusal
 from layermount.engine.upper import Upper
 from layermount.layer.directory import LayerDirectory
 from layermount.layer.marks import OVERLAY
@@ -52,7 +52,7 @@ class LinkIndex:
         """Give the copy the node's own name, too; its parent is in the upper."""
         parent = node.parent
         if parent is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), node.name)
+            raise refusal(errno.ENOENT, node.name)
         target = upper_of(parent)
         # One more name in the upper, none more in the overlay: the count is held by the lower's.
         self._note(node, base=self._lower_count(node), unit="L")

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from layermount.engine.access import require_access
 from layermount.engine.copyup import CopyUp
 from layermount.engine.create import check_name
-from layermount.engine.node import DirectoryNode, Node
+from layermount.engine.node import DirectoryNode, Node, upper_of
+from layermount.engine.refusals import missing, refusal
 from layermount.engine.remove import detach, is_physical
-from layermount.engine.tree import Tree, missing, upper_of
+from layermount.engine.tree import Tree
 from layermount.engine.upper import Upper
 from layermount.events import Event, EventKind
 from layermount.layer.base import DIRECTORY, REGULAR
@@ -56,7 +57,7 @@ class Marking:
             raise missing(name)
         check_name(name)
         if name in (".", ".."):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+            raise refusal(errno.EINVAL, name)
         require_access(parent, os.W_OK | os.X_OK)
         self._copy_up.bring_up(parent)
         index = self._tree.index(parent)

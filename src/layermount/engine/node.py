@@ -1,4 +1,4 @@
-"""Nodes: one visible entry each. Data only; what is done with them is in the modules beside this.
+"""Nodes: one visible entry each. Data; what is done with them is in the modules beside this.
 
 A node is reached from its parent and knows which layers answer for it. The parent holds its children
 weakly: a node lives as long as somebody (a host, an open file, a child, the tree's memory of recent
@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from layermount.layer.base import DIRECTORY
+from layermount.engine.index import DirectoryIndex
+from layermount.engine.refusals import missing
+from layermount.layer.base import DIRECTORY, Directory
+from layermount.layer.directory import LayerDirectory
 
-if TYPE_CHECKING:
-    from layermount.engine.handles import Handle
-    from layermount.engine.index import DirectoryIndex
-    from layermount.layer.base import Directory
-    from layermount.layer.directory import LayerDirectory
+
+class Follower(Protocol):
+    """What reads a file's data and can be told that the file lies elsewhere now."""
+
+    def follow(self, fd: int) -> None:
+        """Go on with the file open as `fd`, which is taken over."""
 
 
 class Node:
@@ -48,7 +52,7 @@ class Node:
         self.entry = name
         self.depth = 0
         self.inode: int | None = None
-        self.handles: weakref.WeakSet[Handle] | None = None
+        self.handles: weakref.WeakSet[Follower] | None = None
         self.removed = False
 
     @property
@@ -110,3 +114,28 @@ class DirectoryNode(Node):
         if self.upper is not None:
             yield 0, self.upper
         yield from enumerate(self.lowers, 1)
+
+
+def parent_of(node: Node) -> DirectoryNode:
+    """The directory a node is in.
+
+    Raises:
+        OSError: ENOENT for what is in none.
+    """
+    if node.parent is None:
+        raise missing(node.name)
+    return node.parent
+
+
+def upper_of(directory: DirectoryNode) -> LayerDirectory:
+    """The upper's directory of a node that has been copied up."""
+    if directory.upper is None:
+        raise AssertionError(f"{directory.path!r} is not in the upper")
+    return directory.upper
+
+
+def as_upper(directory: Directory) -> LayerDirectory:
+    """The same directory, known to be of a plain directory layer, as every upper is."""
+    if not isinstance(directory, LayerDirectory):
+        raise TypeError(f"the upper is not a plain directory at {directory.path!r}")
+    return directory

@@ -25,9 +25,10 @@ from layermount.engine.handles import Handle
 from layermount.engine.hardlinks import open_link_index
 from layermount.engine.marking import Marking
 from layermount.engine.node import DirectoryNode, Node
+from layermount.engine.refusals import missing, refusal
 from layermount.engine.remove import Remove
 from layermount.engine.rename import Rename
-from layermount.engine.tree import Tree, missing
+from layermount.engine.tree import Tree
 from layermount.engine.upper import Upper
 from layermount.errors import ClosedError
 from layermount.events import Event, EventBus, Operation
@@ -152,7 +153,7 @@ class Overlay:
         with self._looking():
             directory, name = place(node)
             if node.kind != LINK:
-                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), node.name)
+                raise refusal(errno.EINVAL, node.name)
             return directory.readlink(name)
 
     def access(self, node: Node, mode: int) -> None:
@@ -164,7 +165,7 @@ class Overlay:
         with self._looking():
             require_access(node, mode)
             if mode & os.W_OK and self.upper is None:
-                raise OSError(errno.EROFS, os.strerror(errno.EROFS), node.name)
+                raise refusal(errno.EROFS, node.name)
 
     def getxattr(self, node: Node, key: str) -> bytes:
         """One extended attribute.
@@ -189,7 +190,7 @@ class Overlay:
         with self._looking():
             fd = self.root.top.fd
             if fd is None:
-                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+                raise refusal(errno.ENOSYS)
             return os.fstatvfs(fd)
 
     # Open files.
@@ -207,9 +208,9 @@ class Overlay:
         self._ask(Operation.WRITE if writes else Operation.OPEN, node)
         if isinstance(node, DirectoryNode):
             number = errno.EISDIR if writes else errno.EINVAL
-            raise OSError(number, os.strerror(number), node.name)
+            raise refusal(number, node.name)
         if node.kind == LINK:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), node.name)
+            raise refusal(errno.ELOOP, node.name)
         if node.kind != REGULAR:
             return self._open_special(node, flags)
         with self._looking():
@@ -222,7 +223,7 @@ class Overlay:
 
     def _check_access(self, node: Node, flags: int, *, writes: bool) -> None:
         if writes and self.upper is None:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), node.name)
+            raise refusal(errno.EROFS, node.name)
         wanted = os.W_OK if writes else 0
         if flags & _ACCESS != os.O_WRONLY:
             wanted |= os.R_OK
@@ -306,7 +307,7 @@ class Overlay:
         with self._changing() as writers:
             writers.create.require_free(parent, name)
             if isinstance(node, DirectoryNode):
-                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), node.name)
+                raise refusal(errno.EPERM, node.name)
             writers.create.require_links()
         with self._changing(locked=False) as writers:
             writers.copy_up.bring_up(node, data=False)
@@ -456,7 +457,7 @@ class Overlay:
             with self.tree.lock if locked else contextlib.nullcontext():
                 self._require_open()
                 if self._writers is None:
-                    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+                    raise refusal(errno.EROFS)
                 yield self._writers
                 with self.tree.lock:
                     self._writers.upper.settle()

@@ -17,6 +17,7 @@ from layermount.engine.handles import Handle
 from layermount.engine.node import DirectoryNode, Node
 from layermount.engine.overlay import Overlay
 from layermount.engine.paths import Place, StrPath, get_directory, get_node, locate, naming
+from layermount.engine.refusals import refusal
 from layermount.layer.base import DIRECTORY
 from layermount.linux.files import RENAME_EXCHANGE, RENAME_NOREPLACE
 
@@ -84,7 +85,7 @@ class PathOperations:
         while True:
             if flags & os.O_CREAT and text.rstrip("/") != text:
                 locate(self.overlay, text.rstrip("/"), follow=follow)
-                raise _error(errno.EISDIR)
+                raise refusal(errno.EISDIR)
             place = locate(self.overlay, text, follow=follow)
             try:
                 return self._open_place(place, flags, mode)
@@ -100,13 +101,13 @@ class PathOperations:
     def _open_place(self, place: Place, flags: int, mode: int) -> Handle:
         if place.node is None:
             if not flags & os.O_CREAT:
-                raise _error(errno.ENOENT)
+                raise refusal(errno.ENOENT)
             return self.overlay.create(place.parent, place.name, flags, mode)[1]
         if flags & os.O_EXCL and flags & os.O_CREAT:
-            raise _error(errno.EEXIST)
+            raise refusal(errno.EEXIST)
         if isinstance(place.node, DirectoryNode):
             # open(2) gives a descriptor of a directory, Python's files do not.
-            raise _error(errno.EISDIR)
+            raise refusal(errno.EISDIR)
         return self.overlay.open(place.node, flags)
 
     def truncate(self, path: StrPath, length: int) -> None:
@@ -305,7 +306,7 @@ class PathOperations:
     def _free_place(self, path: StrPath) -> Place:
         place = locate(self.overlay, path, follow=False)
         if place.node is not None:
-            raise _error(errno.EEXIST)
+            raise refusal(errno.EEXIST)
         return place
 
     def _taken_place(
@@ -316,14 +317,14 @@ class PathOperations:
         stripped = text.rstrip("/")
         place = locate(self.overlay, stripped, follow=False)
         if place.node is None:
-            raise _error(errno.ENOENT)
+            raise refusal(errno.ENOENT)
         last = _last(stripped)
         if last in (".", ".."):
-            raise _error(dot if last == "." else dotdot)
+            raise refusal(dot if last == "." else dotdot)
         if place.node.parent is None:
-            raise _error(errno.EBUSY)
+            raise refusal(errno.EBUSY)
         if stripped != text and place.node.kind != DIRECTORY:
-            raise _error(errno.ENOTDIR)
+            raise refusal(errno.ENOTDIR)
         return place
 
     def _new_place(self, text: str, source: Place) -> Place:
@@ -331,9 +332,9 @@ class PathOperations:
         stripped = text.rstrip("/")
         place = locate(self.overlay, stripped, follow=False)
         if not place.name or _last(stripped) in (".", ".."):
-            raise _error(errno.EBUSY)
+            raise refusal(errno.EBUSY)
         if stripped != text and source.node is not None and source.node.kind != DIRECTORY:
-            raise _error(errno.ENOTDIR)
+            raise refusal(errno.ENOTDIR)
         return place
 
 
@@ -356,7 +357,3 @@ def parse_mode(mode: str) -> tuple[int, bool]:
 def _last(stripped: str) -> str:
     """The last component, as it is written."""
     return stripped.rpartition("/")[2]
-
-
-def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from layermount.engine.node import DirectoryNode, Node
 from layermount.engine.overlay import Overlay
+from layermount.engine.refusals import refusal
 from layermount.layer.base import LINK
 
 StrPath = str | os.PathLike[str]
@@ -86,7 +87,7 @@ def get_node(overlay: Overlay, path: StrPath, *, follow: bool = True) -> Node:
     """
     place = locate(overlay, path, follow=follow)
     if place.node is None:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+        raise refusal(errno.ENOENT, os.fspath(path))
     return place.node
 
 
@@ -98,7 +99,7 @@ def get_directory(overlay: Overlay, path: StrPath) -> DirectoryNode:
     """
     node = get_node(overlay, path)
     if not isinstance(node, DirectoryNode):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
+        raise refusal(errno.ENOTDIR, os.fspath(path))
     return node
 
 
@@ -121,7 +122,7 @@ def _walk(overlay: Overlay, text: str, *, follow: bool) -> Place:
         if node is not None and node.kind == LINK and (pending or follow):
             links += 1
             if links > MAX_LINKS:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), text)
+                raise refusal(errno.ELOOP, text)
             target = overlay.readlink(node)
             node = parent = root if target.startswith("/") else directory
             name = ""
@@ -138,7 +139,7 @@ def _step(overlay: Overlay, directory: DirectoryNode, name: str) -> Node | None:
 
 def _refuse(node: Node | None, name: str) -> NoReturn:
     number = errno.ENOENT if node is None else errno.ENOTDIR
-    raise OSError(number, os.strerror(number), name)
+    raise refusal(number, name)
 
 
 def naming(path: str, path2: str | None = None) -> AbstractContextManager[None]:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from layermount.engine.access import require_access
 from layermount.engine.copyup import CopyUp
 from layermount.engine.create import check_name
-from layermount.engine.node import DirectoryNode, Node
-from layermount.engine.tree import Tree, missing, upper_of
+from layermount.engine.node import DirectoryNode, Node, upper_of
+from layermount.engine.refusals import missing, refusal
+from layermount.engine.tree import Tree
 from layermount.engine.upper import Upper
 from layermount.events import Event, EventKind
 from layermount.layer.base import DIRECTORY
@@ -40,7 +41,7 @@ class Remove:
         """
         node = parent if name in (".", "..") else self._victim(parent, name)
         if isinstance(node, DirectoryNode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+            raise refusal(errno.EISDIR, name)
         with self.last_name(node):
             self._take_away(parent, node)
 
@@ -66,14 +67,14 @@ class Remove:
             OSError: ENOENT, ENOTDIR, ENOTEMPTY, EACCES; EINVAL for ".", ENOTEMPTY for "..".
         """
         if name == ".":
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+            raise refusal(errno.EINVAL, name)
         if name == "..":
-            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
+            raise refusal(errno.ENOTEMPTY, name)
         node = self._victim(parent, name)
         if not isinstance(node, DirectoryNode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+            raise refusal(errno.ENOTDIR, name)
         if len(self._tree.index(node)):
-            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
+            raise refusal(errno.ENOTEMPTY, name)
         self._take_away(parent, node)
 
     def _victim(self, parent: DirectoryNode, name: str) -> Node:

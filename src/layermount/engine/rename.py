@@ -17,9 +17,10 @@ from layermount.config import Capabilities
 from layermount.engine.access import require_access
 from layermount.engine.copyup import CopyUp
 from layermount.engine.create import check_name
-from layermount.engine.node import DirectoryNode, Node
+from layermount.engine.node import DirectoryNode, Node, upper_of
+from layermount.engine.refusals import missing, refusal
 from layermount.engine.remove import Remove, detach
-from layermount.engine.tree import Tree, missing, upper_of
+from layermount.engine.tree import Tree
 from layermount.engine.upper import Upper
 from layermount.engine.work import HARMLESS
 from layermount.events import Event, EventKind
@@ -79,11 +80,11 @@ class Rename:
                 for a lower's directory where no record can say that it moved.
         """
         if flags not in (0, files.RENAME_NOREPLACE, files.RENAME_EXCHANGE):
-            raise _error(errno.EINVAL, old)
+            raise refusal(errno.EINVAL, old)
         if old in (".", ".."):
-            raise _error(errno.EBUSY, old)
+            raise refusal(errno.EBUSY, old)
         if new in (".", ".."):
-            raise _error(errno.EEXIST if flags & files.RENAME_NOREPLACE else errno.EBUSY, new)
+            raise refusal(errno.EEXIST if flags & files.RENAME_NOREPLACE else errno.EBUSY, new)
         for parent in (old_parent, new_parent):
             if parent.removed:
                 raise missing(parent.name)
@@ -104,9 +105,9 @@ class Rename:
         """The same entry, or two names of one file: rename(2) does nothing then."""
         node, target = move.node, move.target
         if target is not None and move.flags & files.RENAME_NOREPLACE:
-            raise _error(errno.EEXIST, move.new_name)
+            raise refusal(errno.EEXIST, move.new_name)
         if target is None and move.is_exchange:
-            raise _error(errno.ENOENT, move.new_name)
+            raise refusal(errno.ENOENT, move.new_name)
         if node is target:
             return True
         both_files = target is not None and target.in_upper and node.in_upper
@@ -118,18 +119,18 @@ class Rename:
     def _check_target(self, move: Move) -> None:
         node, target = move.node, move.target
         if isinstance(node, DirectoryNode) and _is_within(move.new_parent, node):
-            raise _error(errno.EINVAL, node.name)
+            raise refusal(errno.EINVAL, node.name)
         if isinstance(target, DirectoryNode) and _is_within(move.old_parent, target):
-            raise _error(errno.EINVAL if move.is_exchange else errno.ENOTEMPTY, node.name)
+            raise refusal(errno.EINVAL if move.is_exchange else errno.ENOTEMPTY, node.name)
         if target is None or move.is_exchange:
             return
         if isinstance(node, DirectoryNode):
             if not isinstance(target, DirectoryNode):
-                raise _error(errno.ENOTDIR, move.new_name)
+                raise refusal(errno.ENOTDIR, move.new_name)
             if len(self._tree.index(target)):
-                raise _error(errno.ENOTEMPTY, move.new_name)
+                raise refusal(errno.ENOTEMPTY, move.new_name)
         elif isinstance(target, DirectoryNode):
-            raise _error(errno.EISDIR, move.new_name)
+            raise refusal(errno.EISDIR, move.new_name)
 
     def _check_movable(self, move: Move) -> None:
         """What is left behind must be expressible: a record for a directory, a mark for a name."""
@@ -138,10 +139,10 @@ class Rename:
         )
         records = self._tree.redirects and self._upper.can(Capabilities.REDIRECT_DIR)
         if not records and any(isinstance(n, DirectoryNode) and n.lowers for n in moving):
-            raise _error(errno.EXDEV, move.node.name)
+            raise refusal(errno.EXDEV, move.node.name)
         covers = self._tree.index(move.old_parent).is_in_lower(move.node.name)
         if covers and not move.is_exchange and not self._upper.can(Capabilities.RENAME_WHITEOUT):
-            raise _error(errno.EXDEV, move.node.name)
+            raise refusal(errno.EXDEV, move.node.name)
 
     def carry_out(self, move: Move) -> None:
         """Do a planned move. The nodes that move are in the upper already."""
@@ -290,7 +291,3 @@ def _is_within(directory: DirectoryNode, ancestor: DirectoryNode) -> bool:
 def _identity(node: Node) -> tuple[int, int]:
     status = node.holder.stat(node.entry)
     return status.st_dev, status.st_ino
-
-
-def _error(number: int, name: str) -> OSError:
-    return OSError(number, os.strerror(number), name)

@@ -10,18 +10,23 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from layermount.engine.counters import Counters
+from layermount.engine.hardlinks import LinkIndex
 from layermount.engine.index import DirectoryIndex, build_index
 from layermount.engine.inodes import InodeNumbers
-from layermount.engine.node import DirectoryNode, Node
+from layermount.engine.node import DirectoryNode, Node, as_upper, upper_of
+from layermount.engine.refusals import missing
 from layermount.engine.search import Level, Search
 from layermount.layer.base import DIRECTORY, REGULAR, Directory, Layer
-from layermount.layer.directory import DirectoryLayer, LayerDirectory
+from layermount.layer.directory import DirectoryLayer
 
-if TYPE_CHECKING:
-    from layermount.engine.hardlinks import LinkIndex
+
+#: The fields of `os.stat_result` that are not in its tuple.
+_BEYOND_TUPLE = (
+    "st_atime", "st_mtime", "st_ctime", "st_atime_ns", "st_mtime_ns", "st_ctime_ns", "st_blksize",
+    "st_blocks", "st_rdev",
+)  # fmt: skip
 
 
 class Tree:
@@ -198,8 +203,9 @@ class Tree:
         same_file = inode == status.st_ino and status.st_dev == self.inodes.device
         if same_file and nlink == status.st_nlink and blocks == status.st_blocks:
             return status
-        head, rest = _parts(status)
+        head = list(status)
         head[1:4] = inode, self.inodes.device, nlink
+        rest = {name: getattr(status, name) for name in _BEYOND_TUPLE}
         return os.stat_result(head, {**rest, "st_blocks": blocks})
 
     def _blocks(self, node: Node, status: os.stat_result) -> int:
@@ -212,34 +218,9 @@ class Tree:
         return status.st_blocks
 
 
-def _parts(status: os.stat_result) -> tuple[list[int], dict[str, int]]:
-    _, (head, rest) = status.__reduce__()[:2]  # type: ignore[misc]  # stat_result reduces to a pair
-    return list(head), rest
-
-
 def _root(upper: DirectoryLayer | None, lowers: Sequence[Layer]) -> DirectoryNode:
     root = DirectoryNode(None, "")
     root.upper = None if upper is None else upper.root
     root.lowers = tuple(layer.root for layer in lowers)
     root.depths = tuple(range(1, len(lowers) + 1))
     return root
-
-
-def upper_of(directory: DirectoryNode) -> LayerDirectory:
-    """The upper's directory of a node that has been copied up."""
-    if directory.upper is None:
-        raise AssertionError(f"{directory.path!r} is not in the upper")
-    return directory.upper
-
-
-def as_upper(directory: Directory) -> LayerDirectory:
-    """The same directory, known to be of a plain directory layer, as every upper is."""
-    if not isinstance(directory, LayerDirectory):
-        raise TypeError(f"the upper is not a plain directory at {directory.path!r}")
-    return directory
-
-
-def missing(name: str) -> OSError:
-    """ENOENT for `name`, or ENAMETOOLONG as the kernel answers before it looks."""
-    number = errno.ENAMETOOLONG if len(os.fsencode(name)) > 255 else errno.ENOENT
-    return OSError(number, os.strerror(number), name)
