@@ -168,7 +168,9 @@ CASES = (
     Case("chown", lambda target: target.chown("meta", 8, 9)),
     Case("utimens", _utimens("meta")),
     Case("fill shell", _write("meta"), _chmod("meta")),
-    Case("fill capable shell", _write("meta"), _setxattr("meta", "security.capability", _CAPABILITY)),
+    Case(
+        "fill capable shell", _write("meta"), _setxattr("meta", "security.capability", _CAPABILITY)
+    ),
     Case("fill moved shell", _write("dir/new"), _all(_chmod("meta"), _rename("meta", "dir/new"))),
     Case("fill linked shell", _write("dir/second"), _LINKED_SHELL, in_place=True),
     Case("open to truncate", _empty("meta"), truncates=True),
@@ -194,7 +196,9 @@ CASES = (
     Case("rename over copy", _rename("small", "other"), _write("other")),
     Case("rename lower over whiteout", _rename("small", "other"), _unlink("other")),
     Case(
-        "rename upper over whiteout", _rename("own", "other"), _all(_unlink("other"), _create("own"))
+        "rename upper over whiteout",
+        _rename("own", "other"),
+        _all(_unlink("other"), _create("own")),
     ),
     Case("rename directory", _rename("dir", "new")),
     Case("rename directory away", _rename("dir/sub", "merged/new")),

@@ -77,7 +77,6 @@ class Bench:
         # say whether lowers are merged into it, which may be decided while it looks the same.
         return dataclasses.replace(entry, inode=None, mtime_ns=None, nlink=None)
 
-
     def _time(self, mtime_ns: int | None) -> int | None:
         if mtime_ns is None or not self.timed:
             return None
@@ -179,9 +178,7 @@ def interrupt_everywhere(bench: Bench, case: Case, fault: str) -> None:
         pytest.fail("\n".join([title, *failures]), pytrace=False)
 
 
-def kill(
-    bench: Bench, case: Case, call: injection.Call, before: Snapshot, after: Snapshot
-) -> None:
+def kill(bench: Bench, case: Case, call: injection.Call, before: Snapshot, after: Snapshot) -> None:
     place, trace = bench.base / "place", bench.base / "trace"
     fault = f"{call.name}:signal=KILL:when={call.number}"
     outcome = injection.run(bench.config(place), case.act, trace, fault)

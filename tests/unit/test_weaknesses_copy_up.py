@@ -292,6 +292,9 @@ def test_w61_hard_links_of_lowers_are_counted_and_break_at_copy_up(tmp_path: Pat
     assert (tmp_path / "lower0/a").read_text() == "old"
 
 
+@pytest.mark.xfail(
+    os.geteuid() != 0, strict=True, reason="without open_by_handle_at the number goes by the name"
+)
 def test_w61_hard_links_within_the_upper_hold(tmp_path: Path) -> None:
     """W-61: what is linked through the overlay is one file, whatever layer it came from."""
     with open_overlay(tmp_path, {"a": file(BIG)}) as mount:
@@ -299,6 +302,7 @@ def test_w61_hard_links_within_the_upper_hold(tmp_path: Path) -> None:
         mount.path("b").write_text("new")
         assert mount.path("a").read_text() == "new"
         assert mount.stat("a").st_nlink == 2
+        assert mount.stat("a").st_ino == mount.stat("b").st_ino
     with open_layers(tmp_path) as mount:
         assert mount.stat("a").st_ino == mount.stat("b").st_ino
         mount.unlink("a")
