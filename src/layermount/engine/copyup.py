@@ -251,20 +251,16 @@ class CopyUp:
         if not owners and (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
             self._warn(source, entry, "copied up as the caller's own: no right to give files away")
         copy.apply_owner_and_mode(target.fd, name, status, owners=owners)
-        skipped = self._skipped_xattrs(source, entry)
-        copy.copy_xattrs(source, entry, target, name, skip=skipped)
-
-    def _skipped_xattrs(self, source: Directory, entry: str) -> frozenset[str]:
-        skipped: set[str] = set()
-        if not self._upper.can(Capabilities.ACLS):
-            skipped |= {copy.ACL_ACCESS, copy.ACL_DEFAULT}
-        if not self._upper.can(Capabilities.XATTRS):
-            skipped.add("user.*")
-        if skipped and any(
-            key in skipped or key.startswith("user.") for key in source.listxattr(entry)
-        ):
+        present = source.listxattr(entry)
+        kept = [key for key in present if self._can_keep(key)]
+        if len(kept) < len(present):
             self._warn(source, entry, "copied up without attributes that the upper cannot hold")
-        return frozenset(skipped)
+        copy.copy_xattrs(source, entry, target, name, keys=kept)
+
+    def _can_keep(self, key: str) -> bool:
+        if key in (copy.ACL_ACCESS, copy.ACL_DEFAULT):
+            return self._upper.can(Capabilities.ACLS)
+        return not key.startswith("user.") or self._upper.can(Capabilities.XATTRS)
 
     def _warn(self, source: Directory, entry: str, message: str) -> None:
         path = entry if source.path == "." else f"{source.path}/{entry}"

@@ -252,7 +252,9 @@ class Rename:
         os.mkdir(name, 0o700, dir_fd=work.fd)
         with work.discarding(name):
             copy.apply_owner_and_mode(work.fd, name, status)
-            copy.copy_xattrs(directory, ".", self._upper.staging, name, skip=frozenset())
+            copy.copy_xattrs(
+                directory, ".", self._upper.staging, name, keys=directory.listxattr(".")
+            )
             self._upper.set_record(work.fd, name, "opaque", b"y")
             copy.apply_times(work.fd, name, status)
             parent = target.parent

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 import stat
 
 from layermount.layer.base import Directory
@@ -92,17 +93,20 @@ def _read_and_write(source_fd: int, target_fd: int, start: int, end: int) -> Non
 
 
 def copy_xattrs(
-    source: Directory, source_name: str, target: LayerDirectory, name: str, *, skip: frozenset[str]
+    source: Directory,
+    source_name: str,
+    target: LayerDirectory,
+    name: str,
+    *,
+    keys: Iterable[str],
 ) -> None:
-    """Give the work file every attribute that the overlay shows of the source, but those in `skip`.
+    """Give the work file these attributes of the source, by the names that the overlay shows.
 
     Raises:
         OSError: ENOTSUP, EPERM or ENOSPC when one cannot be stored.
     """
     marks = target.layer.marks
-    for key in source.listxattr(source_name):
-        if key in skip or (key.startswith("user.") and "user.*" in skip):
-            continue
+    for key in keys:
         value = source.getxattr(source_name, key)
         xattrs.setxattr(target.fd, name, marks.to_disk(key), value)
 
