@@ -39,11 +39,18 @@ def main() -> None:
         keep_and_go_on()
         in_process(library)
         drop()
+        unchanged = digest(library) == before
     finally:
-        shutil.rmtree(WORK)
-    unchanged = digest(library) == before
+        clean_up()
     say(f"The base is {'byte for byte what it was' if unchanged else 'CHANGED'}.")
     sys.exit(0 if unchanged else 1)
+
+
+def clean_up() -> None:
+    """Leave nothing behind, also when a step failed."""
+    if (WORK / "views" / "demo").is_dir():
+        subprocess.run([COMMAND, "discard", "demo"], check=True)
+    shutil.rmtree(WORK)
 
 
 def find_library() -> Path:
@@ -68,7 +75,7 @@ def change(library: Path) -> None:
         {python} -m pip install --quiet --no-index --no-deps --no-warn-script-location \\
             --disable-pip-version-check --root-user-action=ignore --target added {find_wheel()}
         {python} -m compileall -q -f asyncio email http json unittest xml
-        rm -r idlelib
+        rm -r pydoc_data
         mv wsgiref gateway
         mv this.py zen.py
         printf '%s\\n' '# changed in the view' >> json/__init__.py
@@ -77,8 +84,8 @@ def change(library: Path) -> None:
     say("A wheel is installed into it, packages are compiled, deleted, renamed and edited:")
     started = time.monotonic()
     layermount("run", "--name", "demo", "--", "sh", "-c", script, show="run --name demo -- sh …")
-    say(f"done in {time.monotonic() - started:.1f} s; outside, nothing happened:")
-    say(f"idlelib is {'there' if (library / 'idlelib').is_dir() else 'GONE'}")
+    print(f"    done in {time.monotonic() - started:.1f} s")
+    say(f"Outside, nothing happened: pydoc_data is {'there' if (library / 'pydoc_data').is_dir() else 'GONE'}")
 
 
 def find_wheel() -> Path:
@@ -99,7 +106,7 @@ def look() -> None:
     say("The content of a change:")
     layermount("diff", "demo", "-p", "json/__init__.py")
     say("Why a deleted file is not there, and where a renamed one comes from:")
-    layermount("explain", "demo", "idlelib/__init__.py")
+    layermount("explain", "demo", "pydoc_data/__init__.py")
     layermount("explain", "demo", "gateway/util.py")
 
 
@@ -135,7 +142,12 @@ def layermount(*arguments: str, show: str | None = None) -> None:
     """Run the command, and print the beginning of what it prints."""
     print(f"$ layermount {show or shlex.join(arguments)}", flush=True)
     done = subprocess.run(
-        [COMMAND, *arguments], stdout=subprocess.PIPE, text=True, check=False, errors="replace"
+        [COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        errors="replace",
     )
     lines = done.stdout.splitlines()
     for line in lines[:SHOWN] if len(lines) > SHOWN + 1 else lines:

@@ -18,19 +18,21 @@ class Capabilities(enum.Flag):
     """What the engine may use of the upper's filesystem.
 
     What is asked for and truly there is used. What is not there, or was left out on purpose, takes
-    the fallback named here, and each fallback taken is reported as a `warning` event.
+    the fallback named here. A fallback that loses something is reported by a `warning` event, one
+    that refuses by its errno; the rest cost room or time and are silent.
     """
 
     NONE = 0
-    #: Extended attributes of files. Off: copy-up leaves `user.*` attributes behind.
+    #: Extended attributes of files. Off: copy-up leaves `user.*` attributes behind, and warns.
     XATTRS = enum.auto()
-    #: POSIX access control lists. Off: copy-up keeps the mode bits only.
+    #: POSIX access control lists. Off: copy-up keeps the mode bits only, and warns.
     ACLS = enum.auto()
-    #: Giving files to other owners. Off: what is copied up belongs to the caller.
+    #: Giving files to other owners. Off: what is copied up belongs to the caller, with a warning.
     OWNERS = enum.auto()
     #: Holes in files. Off: holes are written out as zeros.
     SPARSE_FILES = enum.auto()
-    #: Sharing blocks between files (FICLONE). Off: data is copied.
+    #: Sharing blocks between files (FICLONE). Off: data is copied by the kernel (copy_file_range),
+    #: which on some filesystems shares blocks on its own account.
     REFLINK = enum.auto()
     #: Metadata-only copy-up. Off: the first change of any kind copies the data too.
     METACOPY = enum.auto()

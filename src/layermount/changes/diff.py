@@ -14,6 +14,7 @@ from types import TracebackType
 from layermount.changes.change import Change, ChangeKind
 from layermount.changes.compare import differences
 from layermount.config import LayerMountConfig
+from layermount.engine.inodes import origin_of
 from layermount.engine.node import DirectoryNode, Node
 from layermount.engine.overlay import Overlay
 from layermount.errors import ConfigError
@@ -42,10 +43,10 @@ _ENTRY_NAMES = {
 
 @dataclass(slots=True)
 class _Renames:
-    """What may turn out to be one file that moved: gone here, new there, the same origin."""
+    """What may turn out to be one file that moved: gone here, new there, by its origin record."""
 
-    gone: dict[int, Change]
-    new: dict[int, Change]
+    gone: dict[bytes, Change]
+    new: dict[bytes, Change]
 
 
 class Difference:
@@ -184,7 +185,9 @@ class Difference:
         size = self._size(self.base, before)
         change = Change(ChangeKind.DELETED, path, _ENTRY_NAMES[before.kind], old_size=size)
         if before.kind == REGULAR:
-            self._renames.gone[self.base.getattr(before).st_ino] = change
+            origin = origin_of(before.holder, before.entry)
+            if origin:
+                self._renames.gone[origin] = change
         return change
 
     def _size(self, overlay: Overlay, node: Node) -> int | None:
@@ -193,18 +196,18 @@ class Difference:
     def _note_origin(self, node: Node, change: Change) -> None:
         """A new regular file may be a lower's that was moved; its origin record tells."""
         if node.kind == REGULAR:
-            lower = self.merged.tree.inodes.lower_of(node)
-            if lower is not None:
-                self._renames.new[self.base.tree.inodes.number(lower)] = change
+            origin = node.holder.origin(node.entry)
+            if origin:
+                self._renames.new[origin] = change
 
     def _with_renames(self, found: list[Change]) -> Iterator[Change]:
         """The changes, with a deletion and an addition of one file made one."""
         pairs = [
-            (self._renames.gone[inode], self._renames.new[inode])
-            for inode in self._renames.gone.keys() & self._renames.new.keys()
+            (self._renames.gone[origin], self._renames.new[origin])
+            for origin in self._renames.gone.keys() & self._renames.new.keys()
         ]
-        gone = {old.path for old, _ in pairs}
-        gone |= {change.old_path for change in found if change.kind is ChangeKind.RENAMED}
+        gone: set[str] = {old.path for old, _ in pairs}
+        gone |= {change.old_path for change in found if change.old_path is not None}
         moved = {id(change): old for old, change in pairs}
         for change in found:
             if id(change) in moved:

@@ -98,7 +98,8 @@ class Attributes:
             fd, name = self._physical(node)
             target = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
         try:
-            os.ftruncate(target, size)
+            # By its path: unlike ftruncate(2) this leaves the time of what has the size already.
+            os.truncate(f"/proc/self/fd/{target}", size)
         finally:
             os.close(target)
 

@@ -221,7 +221,7 @@ class CopyUp:
         self._record_origin(node, node.holder, node.entry, name, task.status)
         if task.shell:
             self._upper.set_record(work.fd, name, "metacopy", b"")
-        if task.size is None:
+        if task.size in (None, task.status.st_size):
             copy.apply_times(work.fd, name, task.status)
         if task.work_fd is not None:
             work.sync_entry(task.work_fd)
