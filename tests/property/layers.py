@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import stat
 import struct
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from hypothesis import strategies as st
 
@@ -13,9 +16,9 @@ from layermount.linux import files
 from layermount.testing import trees
 from layermount.testing.trees import Entry, Tree
 
-NAMES = ("a", "b", "c", "d")
+NAMES = ("a", "b", "c")
 #: Never "..", never absolute: a link in a plain directory must not lead out of it.
-LINK_TARGETS = ("a", "b", "a/b", "c/d", "missing", ".")
+LINK_TARGETS = ("a", "b", "a/b", "c/b", "missing", ".")
 
 
 def acl(user: int, group: int, other: int, named: dict[int, int], mask: int) -> bytes:
@@ -63,18 +66,48 @@ devices = st.sampled_from(
     )
 )
 
-#: (which of the existing paths, a name below it or none).
-Place = tuple[int, str | None]
-old_places: st.SearchStrategy[Place] = st.tuples(
-    st.integers(0, 30), st.sampled_from((None, None, None, *NAMES))
-)
-new_places: st.SearchStrategy[Place] = st.tuples(
-    st.integers(0, 30), st.sampled_from((*NAMES, *NAMES, *NAMES, None))
-)
+
+class Kind(enum.Enum):
+    """Which of the existing paths to take one of."""
+
+    ANY = "any"
+    FILE = "file"
+    DIRECTORY = "directory"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A path that is chosen when it is needed: one of those that exist, or a name below it.
+
+    Attributes:
+        number: Which of the existing paths of that kind, counted round and round.
+        name: The name below it; None means the existing path itself.
+    """
+
+    kind: Kind
+    number: int
+    name: str | None
+
+
+def _places(kind: Kind, *names: str | None) -> st.SearchStrategy[Place]:
+    return st.builds(Place, st.just(kind), st.integers(0, 15), st.sampled_from(names))
+
+
+#: Mostly what is there, sometimes a name that need not be.
+_some = _places(Kind.ANY, None, *NAMES)
+new_places = st.one_of(*[_places(Kind.DIRECTORY, *NAMES, "d")] * 5, _some)
+any_places = st.one_of(*[_places(Kind.ANY, None)] * 5, _some)
+file_places = st.one_of(*[_places(Kind.FILE, None)] * 5, _some)
+all_places = new_places | any_places
+directory_places = st.one_of(*[_places(Kind.DIRECTORY, None)] * 5, _some)
 #: What is no plain name.
 odd_names = st.sampled_from((".", "..", "n" * 256))
 
-_paths = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map("/".join)
+_paths = st.one_of(
+    st.sampled_from(NAMES),
+    st.lists(st.sampled_from(NAMES), min_size=2, max_size=2).map("/".join),
+    st.lists(st.sampled_from(NAMES), min_size=3, max_size=3).map("/".join),
+)
 
 
 def _directories(*, root: bool) -> st.SearchStrategy[Entry]:
@@ -143,18 +176,10 @@ def _tidy(tree: dict[str, Entry]) -> Tree:
     """The part of a random tree that can be built: parents are directories, links lead to files."""
     kept: dict[str, Entry] = {}
     for path in sorted(tree):
-        above = path.rpartition("/")[0]
-        parents = [above[:end] for end in _ends(above)]
-        if all(kept.get(parent, tree.get(parent, _DIRECTORY)).kind == DIRECTORY for parent in parents):
+        above = [str(parent) for parent in PurePosixPath(path).parents]
+        if all(tree[parent].kind == DIRECTORY for parent in above if parent in tree):
             kept[path] = tree[path]
     return {path: entry for path, entry in kept.items() if _is_whole(kept, entry)}
-
-
-_DIRECTORY = trees.directory()
-
-
-def _ends(path: str) -> list[int]:
-    return [n for n in range(1, len(path) + 1) if n == len(path) or path[n] == "/"]
 
 
 def _is_whole(kept: dict[str, Entry], entry: Entry) -> bool:
@@ -162,5 +187,3 @@ def _is_whole(kept: dict[str, Entry], entry: Entry) -> bool:
         return True
     first = kept.get(entry.same_as)
     return first is not None and first.kind == REGULAR and first.same_as is None
-
-

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from layermount.config import Capabilities, LayerMountConfig
 from layermount.layer.base import DIRECTORY, REGULAR
 from layermount.layer.marks import OCI, OVERLAY, OVERLAY_USER, KernelMarks
+from layermount.linux import files
 from layermount.testing import trees
 from layermount.testing.oracles import (
     DirectoryTarget,
@@ -31,10 +32,10 @@ from layermount.testing.oracles import (
 )
 from layermount.testing.trees import Entry, Snapshot, Tree, assert_same, snapshot, without
 from tests.property import layers as given_layers
-from tests.property.layers import Place
+from tests.property.layers import Kind, Place
 
 #: A memory filesystem where there is one: what is asked of the disk is not what is tested here.
-_BASE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+_BASE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 FLAGS = (os.O_RDONLY, os.O_RDONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_RDWR | os.O_TRUNC)
 DIALECTS = {marks.name: marks for marks in (OVERLAY, OVERLAY_USER)}
 #: Rules X1 to X4: what a plain directory does not have in common with an overlay.
@@ -211,9 +212,7 @@ class OverlayMachine(RuleBasedStateMachine):
         if "kernel" in shown:
             kernel = self.with_kept_times(shown["kernel"], plain)
             engine = self.lasting(shown["engine"])
-            assert_same(
-                without(engine, "inode"), without(self.lasting(kernel), "inode"), _NAMES
-            )
+            assert_same(without(engine, "inode"), without(self.lasting(kernel), "inode"), _NAMES)
 
     def with_kept_times(self, kernel: Snapshot, plain: Snapshot) -> Snapshot:
         """Rule X8: when a metadata-only copy gets its data, the kernel sets its time to now."""
@@ -273,12 +272,22 @@ class OverlayMachine(RuleBasedStateMachine):
         }
 
     def path(self, place: Place) -> str:
-        number, name = place
-        existing = sorted(_paths(self.plain.root))
-        base = existing[number % len(existing)]
-        if name is None:
+        base = self.existing(place.kind, place.number)
+        if place.name is None:
             return base
-        return name if base == "." else f"{base}/{name}"
+        return place.name if base == "." else f"{base}/{place.name}"
+
+    def existing(self, kind: Kind, number: int) -> str:
+        # The root last: the first is taken most often.
+        every = sorted(_paths(self.plain.root), key=lambda path: (path == ".", path))
+        match kind:
+            case Kind.ANY:
+                wanted = every
+            case Kind.DIRECTORY:
+                wanted = [path for path in every if self.is_directory(path)]
+            case Kind.FILE:
+                wanted = [path for path in every if not self.is_directory(path)]
+        return wanted[number % len(wanted)] if wanted else "a"
 
     # The operations.
 
@@ -286,19 +295,23 @@ class OverlayMachine(RuleBasedStateMachine):
     def create(self, at: Place, mode: int, data: bytes) -> None:
         self.do("create", self.path(at), mode, data)
 
-    @rule(at=given_layers.old_places, data=given_layers.contents, offset=st.sampled_from((0, 3, 7000)))
+    @rule(
+        at=given_layers.file_places,
+        data=given_layers.contents,
+        offset=st.sampled_from((0, 3, 7000)),
+    )
     def write(self, at: Place, data: bytes, offset: int) -> None:
         self.do("write", self.path(at), data, offset)
 
-    @rule(at=given_layers.old_places, data=given_layers.contents)
+    @rule(at=given_layers.file_places, data=given_layers.contents)
     def append(self, at: Place, data: bytes) -> None:
         self.do("append", self.path(at), data)
 
-    @rule(at=given_layers.old_places, data=given_layers.contents)
+    @rule(at=given_layers.file_places, data=given_layers.contents)
     def overwrite(self, at: Place, data: bytes) -> None:
         self.do("overwrite", self.path(at), data)
 
-    @rule(at=given_layers.old_places, size=st.sampled_from((0, 2, 6000, -1)))
+    @rule(at=given_layers.file_places, size=st.sampled_from((0, 2, 6000, -1)))
     def truncate(self, at: Place, size: int) -> None:
         self.do("truncate", self.path(at), size)
 
@@ -310,7 +323,7 @@ class OverlayMachine(RuleBasedStateMachine):
     def symlink(self, at: Place, text: str) -> None:
         self.do("symlink", self.path(at), text)
 
-    @rule(at=given_layers.old_places, new=given_layers.new_places)
+    @rule(at=given_layers.file_places, new=given_layers.new_places)
     def link(self, at: Place, new: Place) -> None:
         self.do("link", self.path(at), self.path(new))
 
@@ -323,15 +336,15 @@ class OverlayMachine(RuleBasedStateMachine):
     def mknod_device(self, at: Place, node: tuple[int, int]) -> None:
         self.do("mknod", self.path(at), *node)
 
-    @rule(at=given_layers.old_places)
+    @rule(at=given_layers.file_places)
     def unlink(self, at: Place) -> None:
         self.do("unlink", self.path(at))
 
-    @rule(at=given_layers.old_places)
+    @rule(at=given_layers.directory_places)
     def rmdir(self, at: Place) -> None:
         self.do("rmdir", self.path(at))
 
-    @rule(at=given_layers.old_places)
+    @rule(at=given_layers.directory_places)
     def remove_tree(self, at: Place) -> None:
         """Empty a directory and remove it: only so does a merged one go."""
         path = self.path(at)
@@ -342,25 +355,49 @@ class OverlayMachine(RuleBasedStateMachine):
             self.do("rmdir" if self.is_directory(name) else "unlink", name)
         self.do("rmdir", path)
 
-    @rule(at=given_layers.old_places, new=given_layers.old_places, flags=given_layers.rename_flags)
+    @rule(
+        at=given_layers.any_places,
+        new=given_layers.all_places,
+        flags=given_layers.rename_flags,
+    )
     def rename(self, at: Place, new: Place, flags: int) -> None:
         self.do("rename", self.path(at), self.path(new), flags)
 
-    @rule(at=given_layers.old_places, mode=given_layers.modes)
+    @rule(at=given_layers.directory_places, new=given_layers.new_places)
+    def move_directory(self, at: Place, new: Place) -> None:
+        self.do("rename", self.path(at), self.path(new), 0)
+
+    @rule(at=given_layers.file_places, new=given_layers.new_places)
+    def move_file(self, at: Place, new: Place) -> None:
+        self.do("rename", self.path(at), self.path(new), 0)
+
+    @rule(at=given_layers.directory_places, new=given_layers.directory_places)
+    def replace_directory(self, at: Place, new: Place) -> None:
+        self.do("rename", self.path(at), self.path(new), 0)
+
+    @rule(at=given_layers.file_places, new=given_layers.file_places)
+    def replace_file(self, at: Place, new: Place) -> None:
+        self.do("rename", self.path(at), self.path(new), 0)
+
+    @rule(at=given_layers.any_places, new=given_layers.any_places)
+    def exchange(self, at: Place, new: Place) -> None:
+        self.do("rename", self.path(at), self.path(new), files.RENAME_EXCHANGE)
+
+    @rule(at=given_layers.any_places, mode=given_layers.modes)
     def chmod(self, at: Place, mode: int) -> None:
         self.do("chmod", self.path(at), mode)
 
     @precondition(lambda self: self.as_root)
-    @rule(at=given_layers.old_places, owner=given_layers.owners)
+    @rule(at=given_layers.any_places, owner=given_layers.owners)
     def chown(self, at: Place, owner: tuple[int, int]) -> None:
         self.do("chown", self.path(at), *owner)
 
-    @rule(at=given_layers.old_places, atime_ns=given_layers.times, mtime_ns=given_layers.times)
+    @rule(at=given_layers.any_places, atime_ns=given_layers.times, mtime_ns=given_layers.times)
     def utimens(self, at: Place, atime_ns: int, mtime_ns: int) -> None:
         self.do("utimens", self.path(at), atime_ns, mtime_ns)
 
     @rule(
-        at=given_layers.old_places,
+        at=given_layers.any_places,
         key=given_layers.keys,
         value=given_layers.values,
         flags=given_layers.xattr_flags,
@@ -370,7 +407,7 @@ class OverlayMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.as_root)
     @rule(
-        at=given_layers.old_places,
+        at=given_layers.any_places,
         key=given_layers.root_keys,
         value=given_layers.values,
         flags=given_layers.xattr_flags,
@@ -378,13 +415,13 @@ class OverlayMachine(RuleBasedStateMachine):
     def setxattr_as_root(self, at: Place, key: str, value: bytes, flags: int) -> None:
         self.do("setxattr", self.path(at), key, value, flags)
 
-    @rule(at=given_layers.old_places, default=st.booleans(), value=given_layers.acls)
+    @rule(at=given_layers.any_places, default=st.booleans(), value=given_layers.acls)
     def set_acl(self, at: Place, default: bool, value: bytes) -> None:
         key = "system.posix_acl_default" if default else "system.posix_acl_access"
         self.do("setxattr", self.path(at), key, value, 0)
 
     @rule(
-        at=given_layers.old_places,
+        at=given_layers.any_places,
         key=given_layers.keys
         | given_layers.root_keys
         | st.sampled_from(("system.posix_acl_default", "system.posix_acl_access")),
@@ -392,12 +429,12 @@ class OverlayMachine(RuleBasedStateMachine):
     def removexattr(self, at: Place, key: str) -> None:
         self.do("removexattr", self.path(at), key)
 
-    @rule(at=given_layers.old_places, key=given_layers.keys | given_layers.root_keys)
+    @rule(at=given_layers.any_places, key=given_layers.keys | given_layers.root_keys)
     def getxattr(self, at: Place, key: str) -> None:
         self.do("getxattr", self.path(at), key)
 
     @rule(
-        at=given_layers.old_places,
+        at=given_layers.any_places,
         name=given_layers.odd_names,
         operation=st.sampled_from(
             (
@@ -415,14 +452,14 @@ class OverlayMachine(RuleBasedStateMachine):
         ),
     )
     def odd_name(self, at: Place, name: str, operation: tuple[str, object]) -> None:
-        path = self.path((at[0], None))
+        path = self.existing(at.kind, at.number)
         if name == ".." and os.path.realpath(self.plain.at(path)) == str(self.plain.root):
             return  # it would lead out of the plain directory
         self.do(operation[0], f"{path}/{name}", *operation[1:])
 
     @rule(
-        at=given_layers.old_places,
-        new=given_layers.old_places,
+        at=given_layers.any_places,
+        new=given_layers.any_places,
         name=given_layers.odd_names,
         name_first=st.booleans(),
         flags=given_layers.rename_flags | st.none(),
@@ -430,7 +467,7 @@ class OverlayMachine(RuleBasedStateMachine):
     def odd_name_of_two(
         self, at: Place, new: Place, name: str, name_first: bool, flags: int | None
     ) -> None:
-        path, other = self.path((at[0], None)), self.path(new)
+        path, other = self.existing(at.kind, at.number), self.path(new)
         if name == ".." and os.path.realpath(self.plain.at(path)) == str(self.plain.root):
             return  # it would lead out of the plain directory
         both = (f"{path}/{name}", other) if name_first else (other, f"{path}/{name}")
@@ -439,7 +476,7 @@ class OverlayMachine(RuleBasedStateMachine):
         else:
             self.do("rename", *both, flags)
 
-    @rule(at=given_layers.old_places, number=st.integers(0, 2), flags=st.sampled_from(FLAGS))
+    @rule(at=given_layers.file_places, number=st.integers(0, 2), flags=st.sampled_from(FLAGS))
     def open_file(self, at: Place, number: int, flags: int) -> None:
         if number in self.files:
             self.close_file(number)
@@ -454,7 +491,9 @@ class OverlayMachine(RuleBasedStateMachine):
         return isinstance(status, os.stat_result) and stat.S_ISDIR(status.st_mode)
 
     @precondition(lambda self: self.files)
-    @rule(which=st.integers(0, 2), size=st.sampled_from((4, 10_000)), offset=st.sampled_from((0, 3)))
+    @rule(
+        which=st.integers(0, 2), size=st.sampled_from((4, 10_000)), offset=st.sampled_from((0, 3))
+    )
     def read_file(self, which: int, size: int, offset: int) -> None:
         self.do("read_file", self.file(which), size, offset)
 
@@ -486,7 +525,7 @@ class OverlayMachine(RuleBasedStateMachine):
 
     @rule()
     def seal(self) -> None:
-        """The upper becomes a lower: redirects and metadata-only copies are then read from there."""
+        """The upper becomes a lower: its redirects and metadata-only copies are read from there."""
         if len(self.engine_side.lowers) > 4:
             return
         self.close_all()

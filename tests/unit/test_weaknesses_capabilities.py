@@ -94,9 +94,7 @@ def test_w37_acls(tmp_path: Path, is_on: bool) -> None:
 @pytest.mark.parametrize(
     ("off", "key"), [(Capabilities.ACLS, "user.f"), (Capabilities.XATTRS, ACL_ACCESS)]
 )
-def test_w37_only_what_is_lost_is_warned_about(
-    tmp_path: Path, off: Capabilities, key: str
-) -> None:
+def test_w37_only_what_is_lost_is_warned_about(tmp_path: Path, off: Capabilities, key: str) -> None:
     """An attribute that is copied is no reason for a warning."""
     make_layers(tmp_path, {"f": file(b"x")})
     if key == ACL_ACCESS:
@@ -208,10 +206,7 @@ def test_w37_device_nodes_cannot_be_created(tmp_path: Path, is_on: bool) -> None
     "is_on",
     [
         True,
-        pytest.param(
-            False,
-            marks=pytest.mark.xfail(strict=True, reason="copy-up does not ask for the capability"),
-        ),
+        False,
     ],
 )
 def test_w37_device_nodes_cannot_be_copied_up(tmp_path: Path, is_on: bool) -> None:

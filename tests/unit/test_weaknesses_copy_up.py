@@ -259,7 +259,9 @@ def test_w28_the_event_comes_when_the_copy_is_whole(tmp_path: Path) -> None:
     found: list[tuple[object, ...]] = []
     tree = {"d/f": file(BIG, mode=0o640, xattrs={"user.note": b"kept"})}
     with open_overlay(tmp_path, tree) as mount:
-        mount.on_event(lambda event: event.path == "d/f" and found.append(look(tmp_path / "upper/d/f")))
+        mount.on_event(
+            lambda event: event.path == "d/f" and found.append(look(tmp_path / "upper/d/f"))
+        )
         mount.ensure_in_upper("d/f")
     assert found == [(BIG, 0o640, LONG_AGO_NS, b"kept")]
 
@@ -292,9 +294,6 @@ def test_w61_hard_links_of_lowers_are_counted_and_break_at_copy_up(tmp_path: Pat
     assert (tmp_path / "lower0/a").read_text() == "old"
 
 
-@pytest.mark.xfail(
-    os.geteuid() != 0, strict=True, reason="without open_by_handle_at the number goes by the name"
-)
 def test_w61_hard_links_within_the_upper_hold(tmp_path: Path) -> None:
     """W-61: what is linked through the overlay is one file, whatever layer it came from."""
     with open_overlay(tmp_path, {"a": file(BIG)}) as mount:

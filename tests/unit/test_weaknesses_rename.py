@@ -36,6 +36,7 @@ from tests.unit.overlays import (
     open_overlay,
 )
 
+
 def test_w04_a_directory_of_several_lowers_moves_as_it_is_shown(tmp_path: Path) -> None:
     """W-04: the merged view moves, with what each lower adds and without what a mark deletes."""
     lowers: list[Tree] = [
@@ -173,9 +174,7 @@ def test_w24_without_records_it_is_refused_and_not_copied(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("target", ["d/x", "d/sub/x", "d/sub", "d/../d/sub/x"])
 @pytest.mark.parametrize("origin", ["upper", "lower"])
-def test_w25_a_directory_is_not_moved_into_itself(
-    tmp_path: Path, target: str, origin: str
-) -> None:
+def test_w25_a_directory_is_not_moved_into_itself(tmp_path: Path, target: str, origin: str) -> None:
     """W-25: the answer is EINVAL, and nothing is changed."""
     tree: Tree = {"d/sub": directory(), "d/f": file()}
     upper, lower = (tree, {}) if origin == "upper" else ({}, tree)

@@ -350,6 +350,8 @@ def test_w66_what_is_remembered_is_bounded(tmp_path: Path) -> None:
         for _ in range(2):
             for number in range(30):
                 assert mount.listdir(f"{number:02}") == ["f"]
-        assert sum(node.index is not None for node in mount.overlay.tree.root.children.values()) <= 3  # type: ignore[attr-defined]  # all of them are directories
+        assert (
+            sum(node.index is not None for node in mount.overlay.tree.root.children.values()) <= 3
+        )  # type: ignore[attr-defined]  # all of them are directories
         assert mount.get_stats().cache_misses >= 60
         assert events == []

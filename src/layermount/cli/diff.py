@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import click
@@ -47,9 +49,11 @@ def diff_command(
 ) -> None:
     """Show what VIEW changed: a kept view's name, or the directory of a mounted overlay.
 
-    PATHS limit it to what is at or below them; they may be patterns. Deletions come first, and nothing
-    is left out. Without VIEW, --upper and --lower name the layers.
+    PATHS limit it to what is at or below them; they may be patterns. Deletions come first, and
+    nothing is left out. With --upper and --lower, which name the layers, all arguments are PATHS.
     """
+    if view is not None and (lowers or upper is not None):
+        view, paths = None, (view, *paths)
     with Difference(configuration(view, lowers, upper, dialect)) as difference:
         changes = [c for c in difference.changes() if _is_wanted(c, paths)]
         if quiet:
@@ -65,19 +69,29 @@ def diff_command(
 
 
 def _is_wanted(change: Change, paths: Sequence[str]) -> bool:
-    return not paths or any(
-        fnmatch(change.path, wanted) or f"{change.path}/".startswith(wanted.strip("/") + "/")
-        for wanted in paths
-    )
+    places = [change.path] if change.old_path is None else [change.path, change.old_path]
+    return not paths or any(_is_at(place, wanted) for place in places for wanted in paths)
+
+
+def _is_at(path: str, wanted: str) -> bool:
+    """Whether a path is, lies below, or is a directory above what is wanted, or fits its pattern."""
+    plain = os.path.normpath(wanted).strip("/")
+    below = plain in ("", ".") or f"{path}/".startswith(f"{plain}/")
+    return below or fnmatchcase(path, plain)
 
 
 def _as_json(change: Change) -> dict[str, object]:
     return {name: getattr(change, name) for name in Change.__dataclass_fields__}
 
 
+def in_order(changes: Iterable[Change]) -> list[Change]:
+    """The changes as they are shown: deletions first."""
+    return sorted(changes, key=lambda change: (_ORDER.index(change.kind), change.path))
+
+
 def print_changes(changes: Iterable[Change], *, err: bool = False) -> None:
     """One line a change, deletions first."""
-    for change in sorted(changes, key=lambda c: (_ORDER.index(c.kind), c.path)):
+    for change in in_order(changes):
         letter = _LETTERS[change.kind]
         click.echo(f"{click.style(letter, fg=_COLOURS[letter])} {_line(change)}", err=err)
 
@@ -93,9 +107,9 @@ def _line(change: Change) -> str:
 
 
 def _print_stat(changes: Sequence[Change]) -> None:
-    for change in sorted(changes, key=lambda c: (_ORDER.index(c.kind), c.path)):
+    for change in in_order(changes):
         click.echo(f"{_LETTERS[change.kind]} {_line(change)}  {_sizes(change)}".rstrip())
-    print_summary(changes)
+    click.echo(summary(changes))
 
 
 def _sizes(change: Change) -> str:
@@ -107,20 +121,23 @@ def _sizes(change: Change) -> str:
     return "" if old == new else f"{output.size(old)} -> {output.size(new)}"
 
 
-def print_summary(changes: Sequence[Change], *, err: bool = False) -> None:
+def summary(changes: Sequence[Change]) -> str:
     """How many changes of each kind, and how many bytes more or less."""
     counts = Counter(change.kind for change in changes)
     parts = [f"{counts[kind]} {kind}" for kind in _ORDER if counts[kind]]
     grown = sum((c.new_size or 0) - (c.old_size or 0) for c in changes)
     sign = "-" if grown < 0 else "+"
-    text = ", ".join(parts) if parts else "no changes"
-    click.echo(f"{text}; {sign}{output.size(abs(grown))}" if parts else text, err=err)
+    return f"{', '.join(parts)}; {sign}{output.size(abs(grown))}" if parts else "no changes"
 
 
 def _print_patches(difference: Difference, changes: Sequence[Change]) -> None:
-    for change in sorted(changes, key=lambda c: (_ORDER.index(c.kind), c.path)):
-        letter = _LETTERS[change.kind]
-        click.echo(click.style(f"{letter} {_line(change)}", bold=True))
+    # What is not shown to a person is for patch(1): byte for byte.
+    colours = sys.stdout is not None and sys.stdout.isatty()
+    for change in in_order(changes):
+        click.secho(f"{_LETTERS[change.kind]} {_line(change)}", bold=True)
         for line in patch(difference, change):
-            colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
-            click.echo(click.style(output.shown(line.replace("\t", "    ")), fg=colour))
+            if colours:
+                colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
+                click.secho(output.shown(line.replace("\t", "    ")), fg=colour)
+            else:
+                click.echo(os.fsencode(line))

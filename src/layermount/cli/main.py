@@ -1,9 +1,10 @@
-"""The command itself: one table of subcommands, loaded when used, and errors turned into exit codes."""
+"""The command itself: a table of subcommands, loaded when used, and errors made exit codes."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 
 import click
@@ -23,6 +24,8 @@ _COMMANDS = {
     "explain": ("resolve", "Tell what each layer has at a path, and what hides what."),
     "doctor": ("doctor", "Tell what this machine can do, and why not."),
 }
+_INTERRUPTED = 128 + signal.SIGINT
+_STDERR = 2
 
 
 class _Commands(click.Group):
@@ -67,40 +70,78 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, value: objec
 def layermount() -> None:
     """Overlay filesystems: a writable upper layer over read-only lowers.
 
-    The lowers are never touched. Exit codes: 1 an error of the system, 2 wrong usage or configuration,
-    10-14 layers, 40-41 hosts, 45-47 views.
+    The lowers are never touched. Exit codes: 1 an error of the system, 2 wrong usage or
+    configuration, 10-14 layers, 40-41 hosts, 45-47 views.
     """
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    _reserve_standard_descriptors()
+    # As every filter: when the reader has gone, nobody is left to tell.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.exit(_run())
+
+
+def _run() -> int:
     try:
         status = layermount.main(standalone_mode=False)
+        _flush()
     except click.exceptions.Abort:
-        status = 130
+        return _INTERRUPTED
     except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except BrokenPipeError:
-        # The reader has gone; nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        status = 141
+        return _report_usage(error)
     except LayerMountError as error:
         _report(str(error), error.hint)
-        status = error.exit_code
+        return error.exit_code
     except OSError as error:
         _report(_described(error), None)
-        status = 1
-    sys.exit(status if isinstance(status, int) else 0)
+        return 1
+    return status if isinstance(status, int) else 0
+
+
+def _reserve_standard_descriptors() -> None:
+    """Let no file that is opened here become a closed standard input, output or error.
+
+    What is put there is closed on exec: a command that is run finds them closed, as they were.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= _STDERR:
+        pass
+    os.close(fd)
+
+
+def _flush() -> None:
+    """Write out what is printed; what cannot be written is not tried again at the exit."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
+        raise
 
 
 def _described(error: OSError) -> str:
     text = error.strerror or str(error)
-    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
     return f"{' -> '.join(names)}: {text}" if names else text
 
 
+def _report_usage(error: click.ClickException) -> int:
+    context = getattr(error, "ctx", None)
+    path = "layermount" if context is None else context.command_path
+    message = error.format_message()
+    if "\n" in message:
+        # Without a subcommand the message is the help.
+        error.show()
+    else:
+        _report(message, f"`{path} --help` has the usage")
+    return error.exit_code
+
+
 def _report(message: str, hint: str | None) -> None:
-    click.echo(f"layermount: {message}", err=True)
+    from layermount.cli import output  # noqa: PLC0415  only when something went wrong
+
+    output.talk(message)
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        click.echo(f"hint: {output.shown(hint)}", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 
@@ -14,6 +13,8 @@ _STEP = 1024
 
 def emit_json(value: object) -> None:
     """Print one JSON document; dataclasses become objects, bytes that are no UTF-8 stay escaped."""
+    import json  # noqa: PLC0415  `layermount run` prints none, and its start-up is to be fast
+
     click.echo(json.dumps(value, indent=2, default=_plain))
 
 
@@ -60,5 +61,5 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def talk(message: str) -> None:
-    """Say something to the person, beside the data."""
-    click.echo(f"layermount: {message}", err=True)
+    """Say something to the person, beside the data, in one line."""
+    click.echo(f"layermount: {shown(message)}", err=True)

@@ -8,7 +8,7 @@ import click
 
 from layermount.cli import output
 from layermount.cli.layers import configuration, layer_options, reading
-from layermount.engine.explain import Explanation, LayerVerdict
+from layermount import Explanation, LayerVerdict
 from layermount.errors import ConfigError
 from layermount.mount import LayerMount
 

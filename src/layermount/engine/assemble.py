@@ -50,6 +50,8 @@ def assemble(config: LayerMountConfig) -> Parts:
         LayerUnavailableError: A layer cannot be opened, or an upper was not closed cleanly.
         LayerBusyError: Another overlay has the upper or the work directory.
     """
+    # Before anything is swept: a layer named as work directory by mistake must lose nothing.
+    locking.refuse_overlap(_named_paths(config))
     with contextlib.ExitStack() as stack:
         pool = DescriptorPool(default_capacity())
         stack.callback(pool.close)
@@ -59,7 +61,6 @@ def assemble(config: LayerMountConfig) -> Parts:
             _open_lower(path, dialect, marks, pool, stack)
             for path, dialect in zip(config.lower_paths, config.lower_dialects, strict=True)
         ]
-        locking.refuse_overlap(_named_paths(config))
         layers = lowers if upper is None else [upper.layer, *lowers]
         redirects = marks is OVERLAY or any(map(_has_own_redirects, layers))
         tree = Tree(

@@ -9,6 +9,7 @@ without the tree's lock. Rules: C1 to C9. Source: the kernel's documentation of 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,15 +17,16 @@ from dataclasses import dataclass
 
 from layermount.config import Capabilities
 from layermount.engine.counters import Counters
+from layermount.engine.hardlinks import LinkIndex
 from layermount.engine.inodes import origin_of
 from layermount.engine.node import DirectoryNode, Node, parent_of, upper_of
-from layermount.engine.refusals import missing
+from layermount.engine.refusals import missing, refusal
 from layermount.engine.tree import Tree
 from layermount.engine.upper import Upper
 from layermount.engine.work import HARMLESS
 from layermount.events import Event, EventKind
 from layermount.layer import copy
-from layermount.layer.base import LINK, REGULAR, Directory
+from layermount.layer.base import BLOCK_DEVICE, CHARACTER_DEVICE, LINK, REGULAR, Directory
 from layermount.layer.directory import LayerDirectory
 from layermount.linux import xattrs
 
@@ -101,21 +103,27 @@ class CopyUp:
             linked = _is_linked_copy(node)
             self._busy.add(node)
         try:
-            if not linked and self._file(node, data=data, size=size):
+            if linked:
+                self._complete(node)
+                return False
+            if self._file(node, data=data, size=size):
                 return data
-            self._complete(node)
-            return False
         finally:
             with self._tree.lock:
                 self._busy.discard(node)
                 self._idle.notify_all()
+        # It has become a name of a file with several; that one is brought up.
+        return self.bring_up(node, data=data, size=size)
+
+    def _is_indexed(self, node: Node) -> bool:
+        return self._tree.links is not None and self._tree.links.holds(node)
 
     def _is_done(self, node: Node, *, data: bool) -> bool:
         if not node.in_upper:
             return False
         if self._tree.links is not None and self._tree.links.holds(node):
-            self.bring_up(parent_of(node))
-            self._tree.links.link_out(node)
+            self._directory(parent_of(node))
+            self._link_out(node, self._tree.links)
         return not (data and node.kind == REGULAR and node.holder.is_metacopy(node.entry))
 
     def _directory(self, node: DirectoryNode) -> None:
@@ -138,14 +146,14 @@ class CopyUp:
                 self._done(node)
 
     def _file(self, node: Node, *, data: bool, size: int | None) -> bool:
-        """False, with nothing done, if a metadata-only copy has got a second name meanwhile."""
+        """False, with nothing done, if it has meanwhile become a name of a copy with several."""
         with self._tree.lock:
             self._directory(parent_of(node))
             task = self._begin(node, data=data, size=size)
         try:
             self._copy_data(task)
             with self._tree.lock:
-                if _is_linked_copy(node):
+                if _is_linked_copy(node) or self._is_indexed(node):
                     self._upper.work.discard(task.work_name)
                     return False
                 self._finish(node, task)
@@ -181,6 +189,9 @@ class CopyUp:
 
     def _make_special(self, node: Node, status: os.stat_result, name: str) -> None:
         dir_fd = self._upper.work.fd
+        is_device = node.kind in (BLOCK_DEVICE, CHARACTER_DEVICE)
+        if is_device and not self._upper.can(Capabilities.DEVICE_NODES):
+            raise refusal(errno.EPERM, node.name)
         if node.kind == LINK:
             os.symlink(node.holder.readlink(node.entry), name, dir_fd=dir_fd)
         else:
@@ -237,8 +248,11 @@ class CopyUp:
 
     def _land_file(self, parent: DirectoryNode, node: Node, task: _Copy) -> None:
         links = self._tree.links
-        if links is not None and links.land(task.work_name, node, task.status):
-            links.link_out(node)
+        names = [] if links is None else links.land(task.work_name, node, task.status)
+        if links is not None and names:
+            for name in () if task.shell else names:
+                self._lead_handles(name)
+            self._link_out(node, links)
         else:
             self._land(parent, node, task.work_name)
             node.holder, node.entry, node.depth = upper_of(parent), node.name, 0
@@ -284,6 +298,12 @@ class CopyUp:
         if not directory.impure:
             self._upper.set_record(upper_of(directory).fd, ".", "impure", b"y")
             directory.impure = True
+
+    def _link_out(self, node: Node, links: LinkIndex) -> None:
+        parent = parent_of(node)
+        self.mark_impure(parent)
+        with self._times_kept(parent):
+            links.link_out(node)
 
     @contextlib.contextmanager
     def _times_kept(self, parent: DirectoryNode) -> Iterator[None]:

@@ -90,7 +90,9 @@ class Create:
         def make(dir_fd: int, new: str) -> None:
             os.link(node.entry, new, src_dir_fd=source.fd, dst_dir_fd=dir_fd, follow_symlinks=False)
 
-        return self._make(parent, name, node.kind, make, linked=True)
+        linked = self._make(parent, name, node.kind, make, linked=True)
+        linked.inode = node.inode
+        return linked
 
     def require_links(self) -> None:
         """Refuse hard links where there are none.

@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+from weakref import WeakSet
 
 from layermount.engine.inodes import InodeNumbers, origin_of
 from layermount.engine.node import Node, as_upper, upper_of
@@ -21,6 +23,7 @@ from layermount.layer.directory import LayerDirectory
 from layermount.layer.marks import OVERLAY
 
 _INDEX = "index"
+_DIFFERENCE = re.compile(rb"([LU])([+-]\d{1,9})")
 
 
 class LinkIndex:
@@ -30,6 +33,8 @@ class LinkIndex:
         self._upper = upper
         self._inodes = inodes
         self._directory = directory
+        # Nodes of lower files with several names, by the index entry that a copy would have.
+        self._uncopied: dict[str, WeakSet[Node]] = {}
 
     def entry_for(self, node: Node, status: os.stat_result) -> str | None:
         """The name that a lower file's copy has, or would have, in the index; None for a single name."""
@@ -41,8 +46,12 @@ class LinkIndex:
     def adopt(self, node: Node) -> None:
         """Let a lower's node be the copy that another of its names has already led to."""
         entry = self.entry_for(node, node.holder.stat(node.entry))
-        if entry is not None and self._directory.kind(entry) == node.kind:
+        if entry is None:
+            return
+        if self._directory.kind(entry) == node.kind:
             node.holder, node.entry, node.depth = self._directory, entry, 0
+        else:
+            self._uncopied.setdefault(entry, WeakSet()).add(node)
 
     def holds(self, node: Node) -> bool:
         """Whether a node's copy is known by its entry in the index only, not yet by its own name."""
@@ -67,29 +76,39 @@ class LinkIndex:
             parent.index.copied_up(node.name)
         node.holder, node.entry = target, node.name
 
-    def land(self, work_name: str, node: Node, status: os.stat_result) -> bool:
-        """Enter a finished copy of a lower file with several names; False when it has only one."""
+    def land(self, work_name: str, node: Node, status: os.stat_result) -> list[Node]:
+        """Enter a finished copy of a lower file with several names.
+
+        Returns:
+            The nodes that are names of it, `node` among them; empty, with nothing done, when the
+            file has only one name.
+        """
         entry = self.entry_for(node, status)
         if entry is None:
-            return False
-        shown = self.count(node, status)
+            return []
         fd = self._upper.work.fd
         self._upper.set_record(fd, work_name, "origin", bytes.fromhex(entry))
-        self._upper.set_record(fd, work_name, "nlink", f"L{shown - status.st_nlink:+d}".encode())
+        self._upper.set_record(fd, work_name, "nlink", b"L+0")
         self._upper.land(work_name, self._directory, entry)
-        node.holder, node.entry, node.depth = self._directory, entry, 0
-        return True
+        names = {node, *self._uncopied.pop(entry, ())}
+        for name in names:
+            name.holder, name.entry, name.depth = self._directory, entry, 0
+        return [name for name in names if not name.removed]
 
     def count(self, node: Node, status: os.stat_result) -> int:
         """How many names the overlay shows for a file."""
         return self._shown(node, status) if node.depth == 0 else status.st_nlink
 
     def _shown(self, node: Node, status: os.stat_result) -> int:
-        raw = _record(node, "nlink") if status.st_nlink > 1 else None
-        if raw is None:
+        """As in the kernel, a record that cannot be used leaves the upper's own count."""
+        several = status.st_nlink > 1 or self.holds(node)
+        difference = _difference(_record(node, "nlink") if several else None)
+        lower = None if difference is None else self._inodes.lower_of(node)
+        if difference is None or lower is None or lower.st_nlink < 2:
             return status.st_nlink
-        base = status.st_nlink if raw[:1] == b"U" else self._lower_count(node)
-        return max(1, base + int(raw[1:]))
+        unit, count = difference
+        shown = count + (status.st_nlink if unit == b"U" else lower.st_nlink)
+        return shown if shown > 0 else status.st_nlink
 
     def _lower_count(self, node: Node) -> int:
         """The number of names the lower file has."""
@@ -117,8 +136,8 @@ class LinkIndex:
         if entry is None or self._directory.kind(entry) is None:
             return
         status = self._directory.stat(entry)
-        raw = self._directory.record(entry, "nlink") or b"U+0"
-        if raw[:1] == b"U" and status.st_nlink + int(raw[1:]) <= 0:
+        unit, count = _difference(self._directory.record(entry, "nlink")) or (b"U", 0)
+        if unit == b"U" and status.st_nlink + count <= 0:
             self._upper.unlink(self._directory, entry)
 
     def entry_of(self, node: Node) -> str | None:
@@ -133,6 +152,12 @@ def _record(node: Node, record: str) -> bytes | None:
     if node.depth == 0 and isinstance(node.holder, LayerDirectory):
         return node.holder.record(node.entry, record)
     return None
+
+
+def _difference(raw: bytes | None) -> tuple[bytes, int] | None:
+    """The unit and the difference in a record "nlink"; None when there is none that can be read."""
+    match = _DIFFERENCE.fullmatch(raw or b"")
+    return None if match is None else (match[1], int(match[2]))
 
 
 def open_link_index(

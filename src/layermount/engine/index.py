@@ -56,6 +56,8 @@ class DirectoryIndex:
 
     def put_upper(self, name: str, kind: int) -> None:
         """Note that the upper now has this entry and nothing of the lowers shows through it."""
+        if self._entries.get(name, 0) >> _KIND_BITS:
+            self.covered.add(name)
         self._entries[name] = kind
         self._merged.pop(name, None)
         self.whiteouts.discard(name)

@@ -78,8 +78,11 @@ class InodeNumbers:
 
 
 def _namesake(origin: Origin, node: Node) -> os.stat_result | None:
-    """Without the right to open by handle: a lower file of the same name with the same handle."""
-    if node.parent is None:
+    """Without the right to open by handle: a lower file of the same name with the same handle.
+
+    Not for a file with several names: only one of them would find it.
+    """
+    if node.parent is None or node.holder.stat(node.entry).st_nlink > 1:
         return None
     for directory in node.parent.lowers:
         fd = directory.fd

@@ -103,14 +103,20 @@ def refuse_overlap(layers: Sequence[tuple[str, Path]]) -> None:
     """
     known: dict[tuple[int, int], str] = {}
     for name, path in layers:
+        # What does not exist is refused by who opens it, or is a work directory still to be made.
+        if not path.exists():
+            continue
         identity = _identity(path)
         if identity in known:
             raise ConfigError(f"{name} and {known[identity]} are the same directory, {str(path)!r}")
         known[identity] = name
     for name, path in layers:
         for above in path.resolve().parents:
-            if _identity(above) in known:
+            if above.exists() and _identity(above) in known:
                 raise ConfigError(f"{name} {str(path)!r} lies inside {known[_identity(above)]}")
+            if os.path.ismount(above):
+                # What is mounted inside a layer is not of the layer.
+                break
 
 
 def _identity(path: Path) -> tuple[int, int]:

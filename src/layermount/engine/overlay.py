@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -52,6 +53,13 @@ class _Writers:
         self.marking = Marking(tree, upper, self.copy_up, emit)
 
 
+class _Pending(threading.local):
+    """What one thread has caused and not yet told."""
+
+    def __init__(self) -> None:
+        self.events: deque[Event] = deque()
+
+
 class Overlay:
     """An open overlay: a tree of nodes that can be looked at and, with an upper, changed.
 
@@ -78,7 +86,7 @@ class Overlay:
         self.events = EventBus() if events is None else events
         self.counters: Counters = self.tree.counters
         self.gate = gate
-        self._pending: deque[Event] = deque()
+        self._pending = _Pending()
         self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._resources = parts.resources
         self._closed = False
@@ -435,7 +443,7 @@ class Overlay:
 
     def _emit(self, event: Event) -> None:
         if self.events:
-            self._pending.append(event)
+            self._pending.events.append(event)
 
     def _require_open(self) -> None:
         if self._closed:
@@ -462,5 +470,5 @@ class Overlay:
                 with self.tree.lock:
                     self._writers.upper.settle()
         finally:
-            while self._pending:
-                self.events.publish(self._pending.popleft())
+            while self._pending.events:
+                self.events.publish(self._pending.events.popleft())

@@ -97,6 +97,7 @@ class Rename:
             return None
         self._check_target(move)
         self._check_movable(move)
+        self._check_empty(move)
         for parent in (old_parent, new_parent):
             require_access(parent, os.W_OK | os.X_OK)
         return move
@@ -110,7 +111,9 @@ class Rename:
             raise refusal(errno.ENOENT, move.new_name)
         if node is target:
             return True
-        both_files = target is not None and target.in_upper and node.in_upper
+        # Where links are indexed two names in a lower stay one file, too.
+        in_upper = target is not None and target.in_upper and node.in_upper
+        both_files = target is not None and (in_upper or self._tree.links is not None)
         if not both_files or isinstance(node, DirectoryNode) or isinstance(target, DirectoryNode):
             return False
         assert target is not None  # noqa: S101  both_files says so
@@ -127,8 +130,6 @@ class Rename:
         if isinstance(node, DirectoryNode):
             if not isinstance(target, DirectoryNode):
                 raise refusal(errno.ENOTDIR, move.new_name)
-            if len(self._tree.index(target)):
-                raise refusal(errno.ENOTEMPTY, move.new_name)
         elif isinstance(target, DirectoryNode):
             raise refusal(errno.EISDIR, move.new_name)
 
@@ -143,6 +144,13 @@ class Rename:
         covers = self._tree.index(move.old_parent).is_in_lower(move.node.name)
         if covers and not move.is_exchange and not self._upper.can(Capabilities.RENAME_WHITEOUT):
             raise refusal(errno.EXDEV, move.node.name)
+
+    def _check_empty(self, move: Move) -> None:
+        target = move.target
+        if move.is_exchange or not isinstance(target, DirectoryNode):
+            return
+        if len(self._tree.index(target)):
+            raise refusal(errno.ENOTEMPTY, move.new_name)
 
     def carry_out(self, move: Move) -> None:
         """Do a planned move. The nodes that move are in the upper already."""
@@ -224,7 +232,8 @@ class Rename:
             elif new_parent.lowers and not upper_of(node).is_opaque():
                 self._upper.set_record(directory.fd, node.name, "opaque", b"y")
         elif node.kind == REGULAR and directory.is_metacopy(node.name):
-            self._set_redirect(node, directory, same=old_parent is new_parent)
+            # Not the name alone: it would mean another file under a hard link in another directory.
+            self._set_redirect(node, directory, same=False)
         if old_parent is not new_parent and directory.origin(node.name) is not None:
             self._copy_up.mark_impure(new_parent)
 

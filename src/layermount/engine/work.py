@@ -26,7 +26,10 @@ from layermount.linux import mountinfo, xattrs
 HARMLESS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EACCES, errno.EPERM)
 
 _STAGING = "work"
-_VOLATILE = "incompat/volatile"
+_INCOMPAT = "incompat"
+_VOLATILE = f"{_INCOMPAT}/volatile"
+#: Of every work file's name, the kernel's and ours.
+_PREFIX = "#"
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -51,7 +54,7 @@ class Work:
         """
         self._durability = durability
         self._numbers = itertools.count()
-        self._prefix = f"#{os.getpid():x}.{int.from_bytes(os.urandom(6)):x}."
+        self._prefix = f"{_PREFIX}{os.getpid():x}.{int.from_bytes(os.urandom(6)):x}."
         self.base_fd = base_fd
         _refuse_unclean(base_fd)
         sweep(base_fd)
@@ -124,7 +127,7 @@ class Work:
         """Take the volatile mark away and give the descriptor back."""
         if self._durability is Durability.VOLATILE:
             os.fsync(self.fd)
-            remove_tree(self.fd, "incompat")
+            remove_tree(self.fd, _INCOMPAT)
         os.close(self.fd)
 
 
@@ -148,7 +151,11 @@ def make_whiteout(dir_fd: int, name: str) -> None:
 
 
 def sweep(base_fd: int) -> None:
-    """Leave an empty staging directory, whatever was there."""
+    """Leave an empty staging directory.
+
+    Raises:
+        ConfigError: Something is there that is no left-over of an overlay; nothing is removed then.
+    """
     with contextlib.suppress(FileExistsError):
         os.mkdir(_STAGING, 0o700, dir_fd=base_fd)
     # The kernel leaves its own with mode 0, which its owner could not even list. What is made here
@@ -158,7 +165,14 @@ def sweep(base_fd: int) -> None:
         xattrs.removexattr(base_fd, _STAGING, copy.ACL_DEFAULT)
     fd = os.open(_STAGING, _FLAGS | os.O_NOFOLLOW, dir_fd=base_fd)
     try:
-        for name in os.listdir(fd):
+        names = os.listdir(fd)
+        for name in names:
+            if not name.startswith(_PREFIX) and name != _INCOMPAT:
+                raise ConfigError(
+                    f"the work directory holds {name!r} in {_STAGING!r}, which no overlay has left there",
+                    hint="name another work directory, or move that away",
+                )
+        for name in names:
             remove_any(fd, name)
     finally:
         os.close(fd)

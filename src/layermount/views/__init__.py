@@ -1,1 +1,1 @@
-"""Kept copy-on-write views: where a view's upper and description live, and running a command in one."""
+"""Kept copy-on-write views: where upper and description live, and running a command in one."""

@@ -1,15 +1,13 @@
-"""The places where views are kept, and the life of a view: made, found, listed, dropped.
+"""The life of a kept view: made, found, listed, dropped.
 
 ::
 
-    STATE/NAME/view.json     what the view is; written last when it is made
-    STATE/NAME/upper/        the changes
-    STATE/NAME/work/
+    STATE/NAME/view.json     what the view is
+    STATE/NAME/upper/        the changes, unless the user gave a directory for them
+    STATE/NAME/work/         where they are prepared, likewise
 
-A view whose directory has no `view.json` is not there: it is being made, or being dropped. STATE is
-`$LAYERMOUNT_STATE_DIR`, else `$XDG_STATE_HOME/layermount/views` (`~/.local/state/…`). A directory that
-contains STATE cannot be a lower of a view kept there, so such a view is kept under
-`/var/tmp/layermount-UID/views`. Both are looked through.
+A view is made under another name and dropped under another name, so STATE/NAME is always whole.
+What a crash leaves is called `.new-…` or `.dropped-…` and swept. Where STATE is, is in `places.py`.
 """
 
 from __future__ import annotations
@@ -17,43 +15,38 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
-import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from layermount.engine import locking, work
-from layermount.errors import ViewError, ViewExistsError, ViewNotFoundError
-from layermount.linux import probe_directory
+from layermount.engine import locking
+from layermount.errors import LayerBusyError, ViewError, ViewExistsError, ViewNotFoundError
+from layermount.linux import processes
+from layermount.linux.processes import ProcessIdentity
+from layermount.views import places, removal
+from layermount.views.occupants import occupants
 from layermount.views.view import View, read_view
 
 _DESCRIPTION = "view.json"
-_DROPPED = ".dropped-"
+_NEW, _DROPPED = ".new-", ".dropped-"
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-
-
-def state_directories() -> list[Path]:
-    """The places, in the order in which they are tried; they need not exist."""
-    given = os.environ.get("LAYERMOUNT_STATE_DIR")
-    if given:
-        return [Path(given).absolute()]
-    state = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
-    return [Path(state, "layermount", "views"), Path(f"/var/tmp/layermount-{os.getuid()}/views")]  # noqa: S108  made with mode 0700 and checked
+_LONGEST_NAME = 200
+# Marks and records of an overlay that has the directory as a layer are not the directory's own.
+_FOREIGN = ("trusted.overlay.", "user.overlay.", "user.layermount.")
+_NOT_HERE = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENODATA, errno.EINVAL)
 
 
 def new_view(
-    name: str | None, target: Path, lowers: Sequence[Path], *, dialect: str, upper: Path | None
+    name: str | None, target: Path, lowers: Sequence[Path], upper: Path | None = None
 ) -> View:
-    """A new view with an empty upper, findable from now on.
+    """A new view, findable from now on.
 
     Args:
         name: None for one that is found by its time.
         target: The directory it covers.
         lowers: Its lowers, nearest first.
-        dialect: How its marks are kept.
-        upper: A directory of the user's to take the changes; None for one of the view's own.
+        upper: An existing directory of the user's to take the changes; None for one of its own.
 
     Raises:
         ViewExistsError: The name is taken.
@@ -61,75 +54,135 @@ def new_view(
     """
     chosen = time.strftime("run-%Y%m%d-%H%M%S-") + f"{os.getpid():x}" if name is None else name
     check_name(chosen)
-    if find_view(chosen) is not None:
-        raise ViewExistsError(
-            f"a view called {chosen!r} is kept already",
-            hint=f"drop it with `layermount discard {chosen}`, or choose another name",
-        )
-    place = _usable_place(lowers) / chosen
-    place.mkdir(mode=0o700, exist_ok=True)
-    own_upper = place / "upper" if upper is None else upper.absolute()
+    if _find_place(chosen) is not None:
+        raise _taken(chosen)
+    place = places.usable(lowers).resolve() / chosen
+    unfinished = place.with_name(f"{_NEW}{_stamp()}")
+    unfinished.mkdir(mode=0o700)
     if upper is None:
-        own_upper.mkdir(exist_ok=True)
-        shutil.copystat(target, own_upper)
-        _copy_owner(target, own_upper)
-        own_work = place / "work"
+        (unfinished / "upper").mkdir()
+        _copy_metadata(target, unfinished / "upper")
+        (unfinished / "work").mkdir()
+        own_upper, own_work = place / "upper", place / "work"
     else:
+        own_upper = upper.resolve()
         own_work = own_upper.parent / ".layermount-work" / own_upper.name
-    own_work.mkdir(parents=True, exist_ok=True)
+        own_work.mkdir(parents=True, exist_ok=True)
     view = View(
         name=chosen,
         target=str(target),
         lowers=tuple(map(str, lowers)),
         upper=str(own_upper),
         work=str(own_work),
-        dialect=dialect,
+        dialect=dialect_of(own_upper),
         created_ns=time.time_ns(),
     )
-    describe(view)
+    view.write(unfinished / _DESCRIPTION)
+    try:
+        unfinished.rename(place)
+    except OSError as error:
+        removal.remove(unfinished)
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise _taken(chosen) from error
+        raise
     return view
 
 
-def _copy_owner(target: Path, upper: Path) -> None:
-    """The root of a view belongs to whom its directory belongs, where that can be given."""
-    status = target.stat()
+def dialect_of(upper: Path) -> str:
+    """How an upper keeps its marks: as it does already, else by privilege; it need not exist."""
+    if os.geteuid() != 0:
+        return "overlay-user"
     try:
+        keys = os.listxattr(upper)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EOPNOTSUPP):
+            raise
+        keys = []
+    return "overlay-user" if any(key.startswith("user.overlay.") for key in keys) else "overlay"
+
+
+def _stamp() -> str:
+    """What no other process puts into a name: it tells, too, whether its process still lives."""
+    me = processes.identity()
+    return f"{me.pid}-{me.start_time}-{os.urandom(4).hex()}"
+
+
+def _taken(name: str) -> ViewExistsError:
+    return ViewExistsError(
+        f"a view called {name!r} is kept already",
+        hint=f"drop it with `layermount discard {name}`, or choose another name",
+    )
+
+
+def _copy_metadata(target: Path, upper: Path) -> None:
+    """The root of a view looks like the directory it covers, as far as the caller may give that."""
+    status = target.stat()
+    with contextlib.suppress(PermissionError):
+        # Without privilege the root is the caller's; what is below is not touched by this.
         os.chown(upper, status.st_uid, status.st_gid)
-    except PermissionError:
-        # Without privilege the view's root is the caller's; what is below is not touched by this.
-        return
+    for key in os.listxattr(target):
+        if not key.startswith(_FOREIGN):
+            _copy_xattr(target, upper, key)
+    upper.chmod(status.st_mode & 0o7777)
+    os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _copy_xattr(target: Path, upper: Path, key: str) -> None:
+    try:
+        os.setxattr(upper, key, os.getxattr(target, key))
+    except OSError as error:
+        # A label or an attribute that is not the caller's to give.
+        if error.errno not in _NOT_HERE:
+            raise
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that cannot be a directory's, or that would be taken for an option.
+    """Refuse a name that cannot be a directory's, cannot be shown, or would be taken for an option.
 
     Raises:
         ViewError: It is no such name.
     """
-    plain = name and "/" not in name and "\0" not in name and len(os.fsencode(name)) <= 200
-    if not plain or name.startswith((".", "-")):
+    if not _is_name(name):
         raise ViewError(f"{name!r} cannot be a view's name", hint="use letters, digits, - and _")
 
 
+def _is_name(name: str) -> bool:
+    plain = name.isprintable() and not {"/", " "} & set(name) and bool(name)
+    return plain and name[0] not in ".-" and len(os.fsencode(name)) <= _LONGEST_NAME
+
+
 def describe(view: View) -> None:
-    """Store what a view is."""
-    view.write(directory_of(view.name) / _DESCRIPTION)
+    """Store what a view is, in the place of what was stored.
+
+    Raises:
+        ViewNotFoundError: It was dropped.
+    """
+    view.write(_get_place(view.name) / _DESCRIPTION)
 
 
-def directory_of(name: str) -> Path:
-    """The directory that a view has, or is being made in."""
-    for state in state_directories():
-        if (state / name).is_dir():
-            return state / name
-    raise ViewNotFoundError(f"no view is kept under {name!r}", hint="`layermount list` has them")
+def _find_place(name: str) -> Path | None:
+    if not _is_name(name):
+        return None
+    return next((s / name for s in places.existing() if (s / name).is_dir()), None)
+
+
+def _get_place(name: str) -> Path:
+    place = _find_place(name)
+    if place is None:
+        raise ViewNotFoundError(
+            f"no view is kept under {name!r}", hint="`layermount list` shows what there is"
+        )
+    return place
 
 
 def find_view(name: str) -> View | None:
-    """The view kept under `name`, or None."""
-    for state in state_directories():
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return read_view(state / name / _DESCRIPTION)
-    return None
+    """The view kept under `name`, or None.
+
+    Raises:
+        ViewError: It is there and its description cannot be read.
+    """
+    place = _find_place(name)
+    return None if place is None else _read(place)
 
 
 def get_view(name: str) -> View:
@@ -137,40 +190,78 @@ def get_view(name: str) -> View:
 
     Raises:
         ViewNotFoundError: There is none.
+        ViewError: It is there and its description cannot be read.
     """
-    view = find_view(name)
-    if view is None:
-        raise ViewNotFoundError(
-            f"no view is kept under {name!r}", hint="`layermount list` shows what there is"
-        )
-    return view
+    return _read(_get_place(name))
 
 
-def views() -> list[View]:
-    """Every view, the oldest first."""
-    found = []
-    for state in state_directories():
-        with contextlib.suppress(FileNotFoundError):
-            for name in os.listdir(state):
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    found.append(read_view(state / name / _DESCRIPTION))
-    return sorted(found, key=lambda view: view.created_ns)
+def _read(place: Path) -> View:
+    try:
+        return read_view(place / _DESCRIPTION)
+    except FileNotFoundError as error:
+        raise ViewError(
+            f"the view {place.name!r} has no description",
+            hint=f"`layermount discard {place.name}` drops it with its changes",
+        ) from error
 
 
-def discard(view: View) -> None:
-    """Drop a view with its changes. An upper the user gave is left as it is.
+def find_view_of(upper: Path) -> View | None:
+    """The view whose changes are in the user's directory `upper`, or None."""
+    wanted = str(upper.resolve())
+    return next((view for view in views()[0] if view.upper == wanted), None)
 
-    The description goes first, so that a crash leaves no view that is half there.
+
+def views() -> tuple[list[View], list[ViewError]]:
+    """Every view, the oldest first, and what is wrong with those that cannot be read."""
+    found, faults = [], []
+    for state in places.existing():
+        for name in sorted(os.listdir(state)):
+            if not _is_name(name) or not (state / name).is_dir():
+                continue
+            try:
+                found.append(_read(state / name))
+            except ViewError as error:
+                faults.append(error)
+    return sorted(found, key=lambda view: view.created_ns), faults
+
+
+def discard(name: str) -> None:
+    """Drop a view with its changes, also one whose description cannot be read.
+
+    An upper that the user gave is left as it is. A crash leaves no view that is half there.
 
     Raises:
+        ViewNotFoundError: There is none.
         LayerBusyError: A command still runs in it.
+        OSError: Something in it cannot be removed; the view is gone, and `sweep` tries again.
     """
-    with owned(view):
-        place = directory_of(view.name)
-        (place / _DESCRIPTION).unlink(missing_ok=True)
-        dropped = place.with_name(f"{_DROPPED}{place.name}-{os.getpid():x}")
+    place = _get_place(name)
+    try:
+        view = _read(place)
+    except ViewError:
+        upper, work = place / "upper", place / "work"
+    else:
+        upper, work = Path(view.upper), Path(view.work)
+    with _owned(upper, work, is_new=False):
+        dropped = place.with_name(f"{_DROPPED}{_stamp()}")
         place.rename(dropped)
-    work.remove_path(dropped)
+        if work.parent != place:
+            _drop_work(work)
+    removal.remove(dropped)
+
+
+def _drop_work(work: Path) -> None:
+    """Remove the work directory beside an upper of the user's, unless the upper still needs it."""
+    index = work / "index"
+    if index.is_dir() and any(index.iterdir()):
+        return
+    removal.remove(work)
+    try:
+        work.parent.rmdir()
+    except OSError as error:
+        # It may hold the work directories of other uppers, too.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            raise
 
 
 @contextlib.contextmanager
@@ -178,75 +269,68 @@ def owned(view: View) -> Iterator[None]:
     """Own a view's upper and work directory, so that nobody else changes them meanwhile.
 
     Raises:
-        LayerBusyError: Somebody else does.
+        LayerBusyError: Somebody else does, or processes of an earlier command are still in it.
     """
-    with ExitStack() as stack:
-        for role, path in (("upper", Path(view.upper)), ("work", Path(view.work))):
-            fd = os.open(path, _FLAGS)
-            stack.callback(os.close, fd)
-            locking.lock(fd, path, role)
+    with _owned(Path(view.upper), Path(view.work), is_new=not view.command):
         yield
 
 
-def is_in_use(view: View) -> bool:
-    """Whether somebody owns the view at this moment."""
-    fd = os.open(view.upper, _FLAGS)
+@contextlib.contextmanager
+def _owned(upper: Path, work: Path, *, is_new: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        for role, path in (("upper", upper), ("work", work)):
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(path, _FLAGS)
+                stack.callback(os.close, fd)
+                locking.lock(fd, path, role)
+        inside = [] if is_new else occupants().get(str(upper), [])
+        if inside:
+            pids = ", ".join(map(str, inside))
+            raise LayerBusyError(
+                f"processes of an earlier command still use the upper {str(upper)!r}: {pids}",
+                hint="end them first",
+            )
+        yield
+
+
+def names_in_use(kept: Sequence[View]) -> frozenset[str]:
+    """Which of these views somebody owns or is in, at this moment."""
+    inside = occupants()
+    return frozenset(v.name for v in kept if v.upper in inside or _is_locked(Path(v.upper)))
+
+
+def _is_locked(upper: Path) -> bool:
+    try:
+        fd = os.open(upper, _FLAGS)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+            return False
+        raise
     try:
         return locking.is_locked(fd)
     finally:
         os.close(fd)
 
 
-def sweep() -> None:
-    """Remove what a crash left of views that were being dropped."""
-    for state in state_directories():
-        with contextlib.suppress(FileNotFoundError):
-            for name in os.listdir(state):
-                if name.startswith(_DROPPED):
-                    work.remove_path(state / name)
+def sweep() -> list[OSError]:
+    """Remove what a crash left of views being made or dropped; the result is what resisted."""
+    failures = []
+    for state in places.existing():
+        for name in os.listdir(state):
+            if name.startswith((_NEW, _DROPPED)) and not _is_at_work(name):
+                try:
+                    removal.remove(state / name)
+                except OSError as error:
+                    if error.errno not in (errno.EACCES, errno.EPERM, errno.EBUSY):
+                        raise
+                    failures.append(error)
+    return failures
 
 
-def _usable_place(lowers: Sequence[Path]) -> Path:
-    """The first place that lies in none of the lowers and can hold an upper."""
-    reasons = []
-    for state in state_directories():
-        inside = next((lower for lower in lowers if _contains(lower, state)), None)
-        if inside is not None:
-            reasons.append(f"{str(state)!r} lies inside the lower {str(inside)!r}")
-            continue
-        reason = _why_unusable(state)
-        if reason is None:
-            return state
-        reasons.append(f"{str(state)!r}: {reason}")
-    raise ViewError(
-        "no place to keep the changes: " + "; ".join(reasons),
-        hint="set LAYERMOUNT_STATE_DIR to a directory outside the lowers, or give --upper",
-    )
-
-
-def _contains(lower: Path, state: Path) -> bool:
-    """Whether the lower shows `state`: above it, and on the same filesystem."""
-    real = state.resolve()
-    above = next(path for path in (real, *real.parents) if path.exists())
-    return real.is_relative_to(lower.resolve()) and above.stat().st_dev == lower.stat().st_dev
-
-
-def _why_unusable(state: Path) -> str | None:
+def _is_at_work(name: str) -> bool:
+    """Whether the process that made or drops a view, and has named it so, still lives."""
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = state.stat()
-        if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return "it belongs to somebody else, or others may write to it"
-        fd = os.open(state, _FLAGS)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM, errno.ENOENT):
-            return os.strerror(error.errno)
-        raise
-    try:
-        findings = probe_directory.directory(fd)
-    finally:
-        os.close(fd)
-    for finding in (findings.whiteout_device, findings.user_xattrs, findings.rename_whiteout):
-        if not finding:
-            return f"{finding.name.replace('_', ' ')}: {finding.reason}"
-    return None
+        pid, start_time, _ = name.removeprefix(_NEW).removeprefix(_DROPPED).split("-")
+        return processes.is_alive(ProcessIdentity(int(pid), int(start_time)))
+    except ValueError:
+        return False

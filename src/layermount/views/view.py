@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from layermount.config import LayerMountConfig
 from layermount.errors import ViewError
+
+if TYPE_CHECKING:
+    from layermount.config import LayerMountConfig
 
 _VERSION = 1
 
@@ -36,20 +39,23 @@ class View:
     work: str
     dialect: str
     created_ns: int
-    command: tuple[str, ...] = field(default=())
+    command: tuple[str, ...] = ()
     exit_status: int | None = None
 
     def config(self) -> LayerMountConfig:
         """The view as an overlay's configuration."""
+        from layermount.config import LayerMountConfig  # noqa: PLC0415  a run does not need it
+
         return LayerMountConfig(
             self.upper, self.lowers, work_dir_path=self.work, dialect=self.dialect
         )
 
     def write(self, path: Path) -> None:
         """Store the description, at once or not at all."""
+        # Names that are no UTF-8 have lone surrogates, which JSON keeps as escapes.
         text = json.dumps({"version": _VERSION, **asdict(self)}, indent=2) + "\n"
         fresh = path.with_name(f".{path.name}.{os.getpid():x}")
-        fresh.write_text(text, encoding="utf-8", errors="surrogateescape")
+        fresh.write_text(text, encoding="ascii")
         fresh.replace(path)
 
 
@@ -60,13 +66,34 @@ def read_view(path: Path) -> View:
         FileNotFoundError: There is none.
         ViewError: It cannot be read as one.
     """
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    raw = path.read_bytes()
     try:
-        fields = json.loads(text)
+        fields = json.loads(raw)
         version = fields.pop("version")
         if version != _VERSION:
-            raise ViewError(f"{str(path)!r} has version {version!r}, only {_VERSION} is known")
-        lowers, command = tuple(fields.pop("lowers")), tuple(fields.pop("command"))
-        return View(lowers=lowers, command=command, **fields)
+            raise ViewError(
+                f"{str(path)!r} has version {version!r}, only {_VERSION} is known",
+                hint="use the layermount that made it",
+            )
+        view = View(**{**fields, **{key: tuple(fields[key]) for key in ("lowers", "command")}})
+        _check(view)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ViewError(f"{str(path)!r} is no description of a view: {error}") from error
+        raise ViewError(
+            f"{str(path)!r} is no description of a view: {error}",
+            hint=f"`layermount discard {path.parent.name}` drops the view with its changes",
+        ) from error
+    return view
+
+
+def _check(view: View) -> None:
+    """Refuse what has the right fields and could not be used.
+
+    Raises:
+        TypeError: A field is of another kind.
+    """
+    texts = (view.name, view.target, *view.lowers, view.upper, view.work, view.dialect)
+    numbers = (view.created_ns, 0 if view.exit_status is None else view.exit_status)
+    if not all(isinstance(text, str) for text in (*texts, *view.command)):
+        raise TypeError("a text is missing")
+    if not all(isinstance(number, int) for number in numbers):
+        raise TypeError("a number is missing")
