@@ -1,7 +1,7 @@
 """What the engine costs: `python benchmarks/engine.py [--quick] [--json] [--only NAME ...]`.
 
-Needs root, loop devices, mkfs for ext4, btrfs and xfs, and 4 GiB of disk. README.md beside this says
-how to read what it prints.
+Needs root, loop devices, mkfs for ext4, btrfs and xfs, and 4 GiB of disk. README.md beside this
+says how to read what it prints.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filesystems import loop_filesystem, overlayfs, run
+from filesystems import loop_filesystem, on_term, overlayfs, run
 from measure import Action, Goal, Row, Target, compare, in_turn, steady, table
 from trees import Tree, big_file, deep_stack, wide_directory, wide_tree
 
@@ -353,8 +352,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Run what was asked for and print it."""
-    # Whatever ends the run, what it mounted is unmounted.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    on_term()
     arguments = _arguments()
     scale = QUICK if arguments.quick else Scale()
     wanted = arguments.only or [*WORKLOADS, "memory"]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +31,11 @@ def run(*command: str | Path) -> str:
         command, env=_ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True
     )
     return done.stdout.decode().strip()
+
+
+def on_term() -> None:
+    """Let SIGTERM end the program as an exception does, so that what it mounted is unmounted."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
 
 @contextmanager

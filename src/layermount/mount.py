@@ -188,7 +188,7 @@ class LayerMount(PathOperations):
             None if in_upper else lowers.index(answer.layer),
             Path(answer.source, answer.path),
             is_whiteout=False,
-            is_opaque=in_upper and self._is_opaque(path),
+            is_opaque=in_upper and self._is_opaque(explanation.path),
         )
 
     def _is_opaque(self, path: StrPath) -> bool:

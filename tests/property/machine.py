@@ -9,11 +9,13 @@ import shutil
 import stat
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from random import Random
 from typing import ClassVar
 
-from hypothesis import note
+from hypothesis import currently_in_test_context, note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -31,13 +33,26 @@ from layermount.testing.oracles import (
     attempt,
 )
 from layermount.testing.trees import Entry, Snapshot, Tree, assert_same, snapshot, without
-from tests.property import layers as given_layers
-from tests.property.layers import Kind, Place
+from tests.property import layers as given
 
 #: A memory filesystem where there is one: what is asked of the disk is not what is tested here.
 _BASE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 FLAGS = (os.O_RDONLY, os.O_RDONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_RDWR | os.O_TRUNC)
-DIALECTS = {marks.name: marks for marks in (OVERLAY, OVERLAY_USER)}
+ON_ODD_NAMES: tuple[tuple[str, *tuple[object, ...]], ...] = (
+    ("unlink",),
+    ("rmdir",),
+    ("mkdir", 0o755),
+    ("create", 0o644, b""),
+    ("symlink", "a"),
+    ("mknod", stat.S_IFIFO | 0o644, 0),
+    ("read",),
+    ("readlink",),
+    ("truncate", 0),
+    ("write", b"x", 0),
+)
+RANDOM = st.randoms(use_true_random=False)
+_BOTH = (True, False)
+_MOST_LOWERS = 4
 #: Rules X1 to X4: what a plain directory does not have in common with an overlay.
 NOT_IN_PLAIN = ("nlink", "inode", "links")
 _NAMES = ("engine", "kernel")
@@ -94,43 +109,39 @@ class OverlayMachine(RuleBasedStateMachine):
         self.stack.callback(shutil.rmtree, self.base)
         self.files: set[int] = set()
         self.kernel: KernelTarget | None = None
+        self.said: list[str] = []
 
     # Making and remaking.
 
-    @initialize(
-        data=st.data(),
-        metacopy=st.booleans(),
-        kernel_metacopy=st.booleans(),
-        thorough=st.booleans(),
-        capacity=st.sampled_from((1, 2, 10_000)),
-    )
-    def start(
-        self,
-        data: st.DataObject,
-        metacopy: bool,
-        kernel_metacopy: bool,
-        thorough: bool,
-        capacity: int,
-    ) -> None:
-        layers = data.draw(given_layers.layers(root=self.as_root))
+    @initialize(random=RANDOM)
+    def start(self, random: Random) -> None:
+        layers = given.layers(random, root=self.as_root)
         for number, layer in enumerate(layers):
             for path, entry in layer.items():
-                note(f"> lower {number}: {path}: {_described(entry)}")
-        self.metacopy, self.kernel_metacopy = metacopy, kernel_metacopy
-        self.thorough, self.capacity = thorough, capacity
+                self.say(f"lower {number}: {path}: {_described(entry)}")
+        self.metacopy, self.kernel_metacopy = random.choice(_BOTH), random.choice(_BOTH)
+        self.thorough = random.choice((True, False))
+        self.capacity = random.choice((1, 2, 10_000))
         self.since_ns = time.time_ns() - 10**9
         plain = trees.build(self.base / "plain", trees.merged(layers), marks=OCI)
         self.plain = DirectoryTarget(plain)
         self.stack.callback(self.plain.close)
         self.engine_side = Side(self.base / "engine", layers, self.marks)
-        self.open_engine()
         if self.with_kernel:
             self.kernel_side = Side(self.base / "kernel", layers, self.marks)
-            self.mount_kernel()
+        self.open_all()
+
+    def open_all(self) -> None:
+        self.engine = self.engine_on(self.engine_side, metacopy=self.metacopy)
+        if self.with_kernel:
+            self.kernel = self.kernel_on(self.kernel_side, metacopy=self.kernel_metacopy)
         self.check()
 
-    def open_engine(self) -> None:
-        self.engine = self.engine_on(self.engine_side, metacopy=self.metacopy)
+    def say(self, line: str) -> None:
+        """Tell what is done, for when it fails."""
+        self.said.append(line)
+        if currently_in_test_context():
+            note(line)
 
     def engine_on(self, side: Side, *, metacopy: bool) -> EngineTarget:
         without = Capabilities.NONE if metacopy else Capabilities.METACOPY
@@ -145,9 +156,6 @@ class OverlayMachine(RuleBasedStateMachine):
         engine = EngineTarget(config)
         self.stack.callback(engine.close)
         return engine
-
-    def mount_kernel(self) -> None:
-        self.kernel = self.kernel_on(self.kernel_side, metacopy=self.kernel_metacopy)
 
     def kernel_on(self, side: Side, *, metacopy: bool) -> KernelTarget:
         options = ["userxattr"]
@@ -187,8 +195,10 @@ class OverlayMachine(RuleBasedStateMachine):
             if target_name == "plain" and self.is_overlays_own(name, results["engine"], arguments):
                 continue
             results[target_name] = attempt(getattr(target, name), *arguments)
+        if self.is_stale(name, results.get("kernel")):
+            del results["kernel"]
         call = f"{name}({', '.join(map(_short, arguments))})"
-        note(f"> {call}: {_short(results['engine'])}")
+        self.say(f"{call}: {_short(results['engine'])}")
         assert len(set(map(repr, results.values()))) == 1, f"{call}: {results}"
         if self.thorough:
             self.check()
@@ -204,6 +214,10 @@ class OverlayMachine(RuleBasedStateMachine):
             assert self.marks is OVERLAY_USER
             return True
         return name == "mknod" and result == Failure(errno.EPERM) and arguments[2] == 0
+
+    def is_stale(self, name: str, kernel: object) -> bool:
+        """Rule X9: the kernel does not know two names of a copied-up link or device for one file."""
+        return self.marks is OVERLAY_USER and (name, kernel) == ("rename", Failure(errno.ESTALE))
 
     def check(self) -> None:
         shown = {name: snapshot(target, since_ns=self.since_ns) for name, target in self.targets}
@@ -271,272 +285,223 @@ class OverlayMachine(RuleBasedStateMachine):
             for path, entry in shown.items()
         }
 
-    def path(self, place: Place) -> str:
-        base = self.existing(place.kind, place.number)
-        if place.name is None:
-            return base
-        return place.name if base == "." else f"{base}/{place.name}"
+    # Choosing paths.
 
-    def existing(self, kind: Kind, number: int) -> str:
+    def any(self, random: Random) -> str:
+        """Mostly what is there, sometimes a name below it, which need not be."""
+        return self.existing(random, lambda _path: True)
+
+    def file(self, random: Random) -> str:
+        return self.existing(random, lambda path: not self.is_directory(path))
+
+    def directory(self, random: Random) -> str:
+        return self.existing(random, self.is_directory)
+
+    def existing(self, random: Random, wanted: Callable[[str], bool]) -> str:
+        surely = random.randrange(8)
         # The root last: the first is taken most often.
         every = sorted(_paths(self.plain.root), key=lambda path: (path == ".", path))
-        match kind:
-            case Kind.ANY:
-                wanted = every
-            case Kind.DIRECTORY:
-                wanted = [path for path in every if self.is_directory(path)]
-            case Kind.FILE:
-                wanted = [path for path in every if not self.is_directory(path)]
-        return wanted[number % len(wanted)] if wanted else "a"
+        found = [path for path in every if wanted(path)] if surely else every
+        path = random.choice(found or every)
+        return path if surely else _below(path, random.choice(given.NAMES))
 
-    # The operations.
+    def new(self, random: Random) -> str:
+        """A name in a directory, taken or not."""
+        above = self.directory(random)
+        return _below(above, random.choice((*given.NAMES, "d")))
 
-    @rule(at=given_layers.new_places, mode=given_layers.modes, data=given_layers.contents)
-    def create(self, at: Place, mode: int, data: bytes) -> None:
-        self.do("create", self.path(at), mode, data)
-
-    @rule(
-        at=given_layers.file_places,
-        data=given_layers.contents,
-        offset=st.sampled_from((0, 3, 7000)),
-    )
-    def write(self, at: Place, data: bytes, offset: int) -> None:
-        self.do("write", self.path(at), data, offset)
-
-    @rule(at=given_layers.file_places, data=given_layers.contents)
-    def append(self, at: Place, data: bytes) -> None:
-        self.do("append", self.path(at), data)
-
-    @rule(at=given_layers.file_places, data=given_layers.contents)
-    def overwrite(self, at: Place, data: bytes) -> None:
-        self.do("overwrite", self.path(at), data)
-
-    @rule(at=given_layers.file_places, size=st.sampled_from((0, 2, 6000, -1)))
-    def truncate(self, at: Place, size: int) -> None:
-        self.do("truncate", self.path(at), size)
-
-    @rule(at=given_layers.new_places, mode=given_layers.modes)
-    def mkdir(self, at: Place, mode: int) -> None:
-        self.do("mkdir", self.path(at), mode)
-
-    @rule(at=given_layers.new_places, text=st.sampled_from(given_layers.LINK_TARGETS))
-    def symlink(self, at: Place, text: str) -> None:
-        self.do("symlink", self.path(at), text)
-
-    @rule(at=given_layers.file_places, new=given_layers.new_places)
-    def link(self, at: Place, new: Place) -> None:
-        self.do("link", self.path(at), self.path(new))
-
-    @rule(at=given_layers.new_places, node=given_layers.nodes)
-    def mknod(self, at: Place, node: tuple[int, int]) -> None:
-        self.do("mknod", self.path(at), *node)
-
-    @precondition(lambda self: self.as_root)
-    @rule(at=given_layers.new_places, node=given_layers.devices)
-    def mknod_device(self, at: Place, node: tuple[int, int]) -> None:
-        self.do("mknod", self.path(at), *node)
-
-    @rule(at=given_layers.file_places)
-    def unlink(self, at: Place) -> None:
-        self.do("unlink", self.path(at))
-
-    @rule(at=given_layers.directory_places)
-    def rmdir(self, at: Place) -> None:
-        self.do("rmdir", self.path(at))
-
-    @rule(at=given_layers.directory_places)
-    def remove_tree(self, at: Place) -> None:
-        """Empty a directory and remove it: only so does a merged one go."""
-        path = self.path(at)
-        if path == "." or not self.is_directory(path):
-            return
-        below = [p for p in _paths(self.plain.root) if p.startswith(f"{path}/")]
-        for name in sorted(below, reverse=True):
-            self.do("rmdir" if self.is_directory(name) else "unlink", name)
-        self.do("rmdir", path)
-
-    @rule(
-        at=given_layers.any_places,
-        new=given_layers.all_places,
-        flags=given_layers.rename_flags,
-    )
-    def rename(self, at: Place, new: Place, flags: int) -> None:
-        self.do("rename", self.path(at), self.path(new), flags)
-
-    @rule(at=given_layers.directory_places, new=given_layers.new_places)
-    def move_directory(self, at: Place, new: Place) -> None:
-        self.do("rename", self.path(at), self.path(new), 0)
-
-    @rule(at=given_layers.file_places, new=given_layers.new_places)
-    def move_file(self, at: Place, new: Place) -> None:
-        self.do("rename", self.path(at), self.path(new), 0)
-
-    @rule(at=given_layers.directory_places, new=given_layers.directory_places)
-    def replace_directory(self, at: Place, new: Place) -> None:
-        self.do("rename", self.path(at), self.path(new), 0)
-
-    @rule(at=given_layers.file_places, new=given_layers.file_places)
-    def replace_file(self, at: Place, new: Place) -> None:
-        self.do("rename", self.path(at), self.path(new), 0)
-
-    @rule(at=given_layers.any_places, new=given_layers.any_places)
-    def exchange(self, at: Place, new: Place) -> None:
-        self.do("rename", self.path(at), self.path(new), files.RENAME_EXCHANGE)
-
-    @rule(at=given_layers.any_places, mode=given_layers.modes)
-    def chmod(self, at: Place, mode: int) -> None:
-        self.do("chmod", self.path(at), mode)
-
-    @precondition(lambda self: self.as_root)
-    @rule(at=given_layers.any_places, owner=given_layers.owners)
-    def chown(self, at: Place, owner: tuple[int, int]) -> None:
-        self.do("chown", self.path(at), *owner)
-
-    @rule(at=given_layers.any_places, atime_ns=given_layers.times, mtime_ns=given_layers.times)
-    def utimens(self, at: Place, atime_ns: int, mtime_ns: int) -> None:
-        self.do("utimens", self.path(at), atime_ns, mtime_ns)
-
-    @rule(
-        at=given_layers.any_places,
-        key=given_layers.keys,
-        value=given_layers.values,
-        flags=given_layers.xattr_flags,
-    )
-    def setxattr(self, at: Place, key: str, value: bytes, flags: int) -> None:
-        self.do("setxattr", self.path(at), key, value, flags)
-
-    @precondition(lambda self: self.as_root)
-    @rule(
-        at=given_layers.any_places,
-        key=given_layers.root_keys,
-        value=given_layers.values,
-        flags=given_layers.xattr_flags,
-    )
-    def setxattr_as_root(self, at: Place, key: str, value: bytes, flags: int) -> None:
-        self.do("setxattr", self.path(at), key, value, flags)
-
-    @rule(at=given_layers.any_places, default=st.booleans(), value=given_layers.acls)
-    def set_acl(self, at: Place, default: bool, value: bytes) -> None:
-        key = "system.posix_acl_default" if default else "system.posix_acl_access"
-        self.do("setxattr", self.path(at), key, value, 0)
-
-    @rule(
-        at=given_layers.any_places,
-        key=given_layers.keys
-        | given_layers.root_keys
-        | st.sampled_from(("system.posix_acl_default", "system.posix_acl_access")),
-    )
-    def removexattr(self, at: Place, key: str) -> None:
-        self.do("removexattr", self.path(at), key)
-
-    @rule(at=given_layers.any_places, key=given_layers.keys | given_layers.root_keys)
-    def getxattr(self, at: Place, key: str) -> None:
-        self.do("getxattr", self.path(at), key)
-
-    @rule(
-        at=given_layers.any_places,
-        name=given_layers.odd_names,
-        operation=st.sampled_from(
-            (
-                ("unlink",),
-                ("rmdir",),
-                ("mkdir", 0o755),
-                ("create", 0o644, b""),
-                ("symlink", "a"),
-                ("mknod", stat.S_IFIFO | 0o644, 0),
-                ("read",),
-                ("readlink",),
-                ("truncate", 0),
-                ("write", b"x", 0),
-            )
-        ),
-    )
-    def odd_name(self, at: Place, name: str, operation: tuple[str, object]) -> None:
-        path = self.existing(at.kind, at.number)
+    def odd(self, random: Random) -> str:
+        """A path that ends in what is no plain name."""
+        path, name = self.any(random), random.choice(given.ODD_NAMES)
         if name == ".." and os.path.realpath(self.plain.at(path)) == str(self.plain.root):
-            return  # it would lead out of the plain directory
-        self.do(operation[0], f"{path}/{name}", *operation[1:])
-
-    @rule(
-        at=given_layers.any_places,
-        new=given_layers.any_places,
-        name=given_layers.odd_names,
-        name_first=st.booleans(),
-        flags=given_layers.rename_flags | st.none(),
-    )
-    def odd_name_of_two(
-        self, at: Place, new: Place, name: str, name_first: bool, flags: int | None
-    ) -> None:
-        path, other = self.existing(at.kind, at.number), self.path(new)
-        if name == ".." and os.path.realpath(self.plain.at(path)) == str(self.plain.root):
-            return  # it would lead out of the plain directory
-        both = (f"{path}/{name}", other) if name_first else (other, f"{path}/{name}")
-        if flags is None:
-            self.do("link", *both)
-        else:
-            self.do("rename", *both, flags)
-
-    @rule(at=given_layers.file_places, number=st.integers(0, 2), flags=st.sampled_from(FLAGS))
-    def open_file(self, at: Place, number: int, flags: int) -> None:
-        if number in self.files:
-            self.close_file(number)
-        path = self.path(at)
-        if self.is_directory(path):
-            return  # a node of a directory is read, not opened
-        if not isinstance(self.do("open_file", number, path, flags), Failure):
-            self.files.add(number)
+            name = "."  # not out of the plain directory
+        return f"{path}/{name}"
 
     def is_directory(self, path: str) -> bool:
         status = attempt(self.plain.stat, path)
         return isinstance(status, os.stat_result) and stat.S_ISDIR(status.st_mode)
 
-    @precondition(lambda self: self.files)
-    @rule(
-        which=st.integers(0, 2), size=st.sampled_from((4, 10_000)), offset=st.sampled_from((0, 3))
-    )
-    def read_file(self, which: int, size: int, offset: int) -> None:
-        self.do("read_file", self.file(which), size, offset)
+    # The operations.
+
+    @rule(random=RANDOM)
+    def create(self, random: Random) -> None:
+        self.do("create", self.new(random), random.choice(given.MODES), _content(random))
+
+    @rule(random=RANDOM)
+    def write(self, random: Random) -> None:
+        self.do("write", self.file(random), _content(random), random.choice((0, 3, 7000)))
+
+    @rule(random=RANDOM)
+    def append(self, random: Random) -> None:
+        self.do("append", self.file(random), _content(random))
+
+    @rule(random=RANDOM)
+    def overwrite(self, random: Random) -> None:
+        self.do("overwrite", self.file(random), _content(random))
+
+    @rule(random=RANDOM)
+    def truncate(self, random: Random) -> None:
+        self.do("truncate", self.file(random), random.choice((0, 2, 6000, -1)))
+
+    @rule(random=RANDOM)
+    def mkdir(self, random: Random) -> None:
+        self.do("mkdir", self.new(random), random.choice(given.MODES))
+
+    @rule(random=RANDOM)
+    def symlink(self, random: Random) -> None:
+        self.do("symlink", self.new(random), random.choice(given.LINK_TARGETS))
+
+    @rule(random=RANDOM)
+    def link(self, random: Random) -> None:
+        self.do("link", self.file(random), self.new(random))
+
+    @rule(random=RANDOM)
+    def mknod(self, random: Random) -> None:
+        kinds = given.NODES + given.DEVICES if self.as_root else given.NODES
+        self.do("mknod", self.new(random), *random.choice(kinds))
+
+    @rule(random=RANDOM)
+    def unlink(self, random: Random) -> None:
+        self.do("unlink", self.file(random))
+
+    @rule(random=RANDOM)
+    def rmdir(self, random: Random) -> None:
+        self.do("rmdir", self.directory(random))
+
+    @rule(random=RANDOM)
+    def remove_tree(self, random: Random) -> None:
+        """Empty a directory and remove it: only so does a merged one go."""
+        path = self.directory(random)
+        if path == "." or not self.is_directory(path):
+            return
+        below = [name for name in _paths(self.plain.root) if name.startswith(f"{path}/")]
+        for name in sorted(below, reverse=True):
+            self.do("rmdir" if self.is_directory(name) else "unlink", name)
+        self.do("rmdir", path)
+
+    @rule(random=RANDOM)
+    def move(self, random: Random) -> None:
+        kind = random.choice((self.file, self.directory, self.any))
+        flags = random.choice((0, 0, 0, files.RENAME_NOREPLACE))
+        self.do("rename", kind(random), self.new(random), flags)
+
+    @rule(random=RANDOM)
+    def replace(self, random: Random) -> None:
+        kind = random.choice((self.file, self.directory, self.any))
+        self.do("rename", kind(random), kind(random), random.choice((0, 0, 0, 1, 3)))
+
+    @rule(random=RANDOM)
+    def exchange(self, random: Random) -> None:
+        self.do("rename", self.any(random), self.any(random), files.RENAME_EXCHANGE)
+
+    @rule(random=RANDOM)
+    def chmod(self, random: Random) -> None:
+        self.do("chmod", self.any(random), random.choice(given.MODES))
+
+    @precondition(lambda self: self.as_root)
+    @rule(random=RANDOM)
+    def chown(self, random: Random) -> None:
+        owner, group = random.choice(given.OWNERS), random.choice(given.OWNERS)
+        self.do("chown", self.any(random), owner, group)
+
+    @rule(random=RANDOM)
+    def utimens(self, random: Random) -> None:
+        times = random.choice(given.TIMES), random.choice(given.TIMES)
+        self.do("utimens", self.any(random), *times)
+
+    @rule(random=RANDOM)
+    def setxattr(self, random: Random) -> None:
+        key, value = random.choice(self.keys), random.choice(given.VALUES)
+        self.do("setxattr", self.any(random), key, value, random.choice(given.XATTR_FLAGS))
+
+    @rule(random=RANDOM)
+    def set_acl(self, random: Random) -> None:
+        key, value = random.choice(given.ACL_KEYS), given.acl(random)
+        self.do("setxattr", self.any(random), key, value, 0)
+
+    @rule(random=RANDOM)
+    def removexattr(self, random: Random) -> None:
+        self.do("removexattr", self.any(random), random.choice(self.keys + given.ACL_KEYS))
+
+    @rule(random=RANDOM)
+    def getxattr(self, random: Random) -> None:
+        self.do("getxattr", self.any(random), random.choice(self.keys + given.ACL_KEYS))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return given.KEYS + given.ROOT_KEYS if self.as_root else given.KEYS
+
+    @rule(random=RANDOM)
+    def odd_name(self, random: Random) -> None:
+        operation, *arguments = random.choice(ON_ODD_NAMES)
+        self.do(operation, self.odd(random), *arguments)
+
+    @rule(random=RANDOM)
+    def odd_name_of_two(self, random: Random) -> None:
+        path, odd = self.any(random), self.odd(random)
+        both = random.choice(((path, odd), (odd, path)))
+        flags = random.choice((None, 0, 1, 2, 3))
+        if flags is None:
+            self.do("link", *both)
+        else:
+            self.do("rename", *both, flags)
+
+    @rule(random=RANDOM)
+    def open_file(self, random: Random) -> None:
+        number, path = random.randrange(3), self.file(random)
+        if number in self.files:
+            self.close_file(number)
+        if self.is_directory(path):
+            return  # a node of a directory is read, not opened
+        if isinstance(self.do("open_file", number, path, random.choice(FLAGS)), Failure):
+            return
+        self.files.add(number)
+        if not stat.S_ISREG(self.plain.stat(path).st_mode):
+            self.close_file(number)  # rule X10
 
     @precondition(lambda self: self.files)
-    @rule(which=st.integers(0, 2), data=given_layers.contents, offset=st.sampled_from((0, 3)))
-    def write_file(self, which: int, data: bytes, offset: int) -> None:
-        self.do("write_file", self.file(which), data, offset)
+    @rule(random=RANDOM)
+    def read_file(self, random: Random) -> None:
+        self.do("read_file", self.opened(random), random.choice((4, 10_000)), random.choice((0, 3)))
 
     @precondition(lambda self: self.files)
-    @rule(which=st.integers(0, 2), size=st.sampled_from((0, 3, 100)))
-    def truncate_file(self, which: int, size: int) -> None:
-        self.do("truncate_file", self.file(which), size)
+    @rule(random=RANDOM)
+    def write_file(self, random: Random) -> None:
+        self.do("write_file", self.opened(random), _content(random), random.choice((0, 3)))
 
-    def file(self, which: int) -> int:
-        return sorted(self.files)[which % len(self.files)]
+    @precondition(lambda self: self.files)
+    @rule(random=RANDOM)
+    def truncate_file(self, random: Random) -> None:
+        self.do("truncate_file", self.opened(random), random.choice((0, 3, 100)))
+
+    def opened(self, random: Random) -> int:
+        return random.choice(sorted(self.files))
 
     def close_file(self, number: int) -> None:
         self.files.discard(number)
         self.do("close_file", number)
 
-    @rule()
-    def reopen(self) -> None:
+    @rule(random=RANDOM)
+    def reopen(self, random: Random) -> None:
         self.close_all()
-        note("> reopen")
-        self.open_engine()
-        if self.with_kernel:
-            self.mount_kernel()
-        self.check()
+        self.say("reopen")
+        self.open_all()
 
-    @rule()
-    def seal(self) -> None:
+    @rule(random=RANDOM)
+    def seal(self, random: Random) -> None:
         """The upper becomes a lower: its redirects and metadata-only copies are read from there."""
-        if len(self.engine_side.lowers) > 4:
+        if len(self.engine_side.lowers) > _MOST_LOWERS:
             return
         self.close_all()
-        note("> seal")
+        self.say("seal")
         for side in self.sides:
             side.seal()
         _break_links(self.plain.root)
-        self.open_engine()
-        if self.with_kernel:
-            self.mount_kernel()
-        self.check()
+        self.open_all()
+
+
+def _content(random: Random) -> bytes:
+    return random.choice(given.CONTENTS)
 
 
 def _described(entry: Entry) -> str:
@@ -550,6 +515,10 @@ def _described(entry: Entry) -> str:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) < 60 else f"{text[:40]}…{text[-5:]}"
+
+
+def _below(path: str, name: str) -> str:
+    return name if path == "." else f"{path}/{name}"
 
 
 def _brief(target: Target, path: str) -> tuple[object, ...]:
@@ -572,8 +541,9 @@ def _break_links(root: Path) -> None:
         status = path.lstat()
         if not stat.S_ISDIR(status.st_mode) and status.st_nlink > 1:
             above = path.parent.stat()
-            _copy(path, path.with_name("copy"), status)
-            path.with_name("copy").replace(path)
+            # Made outside the tree, where nothing is inherited.
+            _copy(path, root.with_name("copy"), status)
+            root.with_name("copy").replace(path)
             os.utime(path.parent, ns=(above.st_atime_ns, above.st_mtime_ns))
 
 

@@ -23,8 +23,8 @@ class Change:
         kind: What happened. A deleted directory is one change, whatever was in it.
         path: The merged path; of what was deleted, where it was.
         entry: "file", "directory", "link", "fifo", "socket" or "device"; of what is there now.
-        what: For `modified` and `renamed`, what differs: "type", "content", "target", "device", "mode",
-            "owner", "xattrs", "times"; sorted. A directory's times are not compared.
+        what: For `modified` and `renamed`, what differs: "type", "content", "target", "device",
+            "mode", "owner", "xattrs", "times"; sorted. A directory's times are not compared.
         old_path: For `renamed`, where it was.
         old_size: Bytes of a regular file before, None where there was none.
         new_size: Bytes of a regular file now, None where there is none.

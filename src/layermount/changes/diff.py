@@ -1,4 +1,4 @@
-"""What an upper changed, found by walking the upper alone: the cost follows the change, not the base.
+"""What an upper changed, found by walking it alone: the cost follows the change, not the base.
 
 An upper is compared with what its lowers show together. Rules: F1 to F6.
 """

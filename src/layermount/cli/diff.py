@@ -52,9 +52,10 @@ def diff_command(
     PATHS limit it to what is at or below them; they may be patterns. Deletions come first, and
     nothing is left out. With --upper and --lower, which name the layers, all arguments are PATHS.
     """
+    name = view
     if view is not None and (lowers or upper is not None):
-        view, paths = None, (view, *paths)
-    with Difference(configuration(view, lowers, upper, dialect)) as difference:
+        name, paths = None, (view, *paths)
+    with Difference(configuration(name, lowers, upper, dialect)) as difference:
         changes = [c for c in difference.changes() if _is_wanted(c, paths)]
         if quiet:
             raise SystemExit(1 if changes else 0)
@@ -74,7 +75,7 @@ def _is_wanted(change: Change, paths: Sequence[str]) -> bool:
 
 
 def _is_at(path: str, wanted: str) -> bool:
-    """Whether a path is, lies below, or is a directory above what is wanted, or fits its pattern."""
+    """Whether a path is or lies below what is wanted, or fits it as a pattern."""
     plain = os.path.normpath(wanted).strip("/")
     below = plain in ("", ".") or f"{path}/".startswith(f"{plain}/")
     return below or fnmatchcase(path, plain)

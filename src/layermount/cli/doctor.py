@@ -20,19 +20,31 @@ from layermount.linux.finding import Finding
 def doctor_command(*, directory: Path | None, as_json: bool) -> None:
     """Tell what this machine can do, what DIRECTORY's filesystem can hold, and why not.
 
-    Everything is tried, nothing is guessed from versions. DIRECTORY is the working directory by default;
-    a temporary directory is made in it and removed.
+    Everything is tried, nothing is guessed from versions. DIRECTORY is the working directory by
+    default; a temporary directory is made in it and removed.
     """
     hosts = probe.hosts()
     place = (directory or Path.cwd()).absolute()
-    found = _directory_findings(place)
+    found: list[Finding] = []
+    problem: ConfigError | None = None
+    try:
+        found = _directory_findings(place)
+    except ConfigError as error:
+        if directory is not None:
+            raise
+        problem = error
     if as_json:
-        output.emit_json({"hosts": hosts, "directory": str(place), "findings": found})
+        reason = None if problem is None else str(problem)
+        output.emit_json(
+            {"hosts": hosts, "directory": str(place), "findings": found, "problem": reason}
+        )
         return
     click.echo("Ways to show an overlay")
     _print(hosts)
     click.echo(f"\nWhat an upper in {output.shown(str(place))} can hold")
     _print(found)
+    if problem is not None:
+        click.echo(f"  {output.shown(str(problem))}\n      remedy: {problem.hint}")
 
 
 def _directory_findings(place: Path) -> list[Finding]:
@@ -43,7 +55,7 @@ def _directory_findings(place: Path) -> list[Finding]:
         raise ConfigError(reason, hint="name a directory you may write to") from error
     try:
         found = probe.directory(fd)
-    except PermissionError as error:
+    except OSError as error:
         reason = f"cannot try anything in {str(place)!r}: {error.strerror}"
         raise ConfigError(reason, hint="name a directory you may write to") from error
     finally:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import click
 
 from layermount.config import LayerMountConfig
-from layermount.errors import ConfigError, LayerUnavailableError
+from layermount.errors import ConfigError, LayerUnavailableError, ViewNotFoundError
 from layermount.hosts import rundir
 from layermount.views import shelf
 
@@ -37,26 +37,36 @@ def configuration(
 
     Raises:
         ConfigError: Both ways are mixed, or neither is used.
-        ViewNotFoundError: There is no such view.
+        ViewNotFoundError: There is no such view, and no overlay is mounted there.
     """
     if name is None:
         if not lowers and upper is None:
             raise ConfigError(
                 "no layers are named", hint="name a view, or give --lower and --upper"
             )
+        if upper is not None:
+            dialect = dialect or shelf.dialect_of(upper)
         return LayerMountConfig(upper, lowers, dialect=dialect)
     if lowers or upper is not None:
         raise ConfigError(f"both {name!r} and --lower or --upper are given")
-    record = rundir.find(Path(name)) if Path(name).is_dir() and "/" in name else None
-    if record is not None:
-        return LayerMountConfig(
-            record.upper, record.lowers, work_dir_path=record.work, dialect=dialect
+    view = shelf.find_view(name)
+    return _mounted(Path(name), dialect) if view is None else view.config()
+
+
+def _mounted(target: Path, dialect: str | None) -> LayerMountConfig:
+    record = rundir.find(target) if target.is_dir() else None
+    if record is None:
+        raise ViewNotFoundError(
+            f"no view is kept under {str(target)!r}, and no overlay is mounted there",
+            hint="`layermount list` shows what there is",
         )
-    return shelf.get_view(name).config()
+    if record.upper is not None:
+        dialect = dialect or shelf.dialect_of(Path(record.upper))
+    return LayerMountConfig(record.upper, record.lowers, work_dir_path=record.work, dialect=dialect)
 
 
 def reading(config: LayerMountConfig) -> LayerMountConfig:
-    """The same layers, the upper too, for reading only: nothing is locked and nothing is written."""
+    """The same layers, the upper too, for reading: nothing is locked and nothing is written."""
     if config.upper_path is None:
         return config
     if not config.upper_path.is_dir():

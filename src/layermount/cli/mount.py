@@ -41,10 +41,10 @@ def mount_command(
     host: str,  # noqa: ARG001  both choices are the kernel; another host will be a third
     as_json: bool,
 ) -> None:
-    """Mount an overlay at TARGET, where every program sees it. It stays until `layermount umount`."""
-    rundir.sweep()
+    """Mount an overlay at TARGET, where every program sees it, until `layermount umount`."""
     config = configuration(view, lowers, upper, dialect)
     _require_right()
+    rundir.sweep()
     user_marks = config.dialect == "overlay-user"
     work_dir = work or config.work_dir_path
     if config.upper_path is not None and work_dir is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
+from layermount import Explanation, LayerVerdict
 from layermount.cli import output
 from layermount.cli.layers import configuration, layer_options, reading
-from layermount import Explanation, LayerVerdict
 from layermount.errors import ConfigError
 from layermount.mount import LayerMount
 
@@ -43,9 +44,10 @@ def resolve_command(
             }
         )
     elif full_path is not None:
-        click.echo(full_path)
+        # For a program: byte for byte.
+        click.echo(os.fsencode(full_path))
     else:
-        output.talk(f"{explanation.path}: {_absence(explanation)}")
+        output.talk(f"{explanation.path or '/'}: {_absence(explanation)}")
     raise SystemExit(0 if answer is not None else 1)
 
 
@@ -91,7 +93,7 @@ def _absence(explanation: Explanation) -> str:
 def _explain(
     where: tuple[str, ...], lowers: tuple[Path, ...], upper: Path | None, dialect: str | None
 ) -> Explanation:
-    if len(where) > 2:  # noqa: PLR2004  a view and a path
+    if len(where) > 2:
         raise ConfigError("more than a view and a path is given")
     name = where[0] if len(where) > 1 else None
     config = configuration(name, lowers, upper, dialect)

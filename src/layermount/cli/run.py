@@ -105,7 +105,7 @@ def _open_view(
     same = known.target == str(target) and known.lowers == wanted and name in (None, known.name)
     if not same or (upper is not None and str(upper.resolve()) != known.upper):
         raise ViewExistsError(
-            f"the view {known.name!r} is kept already, over {known.target!r}, upper {known.upper!r}",
+            f"the view {known.name!r} is kept already: {known.upper!r} over {known.target!r}",
             hint=f"go on in it as it was made, or drop it with `layermount discard {known.name}`",
         )
     return known

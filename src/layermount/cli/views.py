@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
 import time
 
 import click
@@ -19,21 +21,25 @@ _NANOSECONDS = 1_000_000_000
 def list_command(*, as_json: bool) -> None:
     """List kept views and mounted overlays."""
     rundir.sweep()
-    shelf.sweep()
-    views, mounts = shelf.views(), rundir.records()
+    for failure in shelf.sweep():
+        output.talk(f"what is left of a dropped view stays: {failure}")
+    (views, faults), mounts = shelf.views(), rundir.records()
+    for fault in faults:
+        output.talk(str(fault))
+    in_use = shelf.names_in_use(views)
     if as_json:
         output.emit_json(
             {
-                "views": [{**_fields(view), "in_use": shelf.is_in_use(view)} for view in views],
+                "views": [{**_fields(view), "in_use": view.name in in_use} for view in views],
                 "mounts": mounts,
             }
         )
         return
-    if not views and not mounts:
+    if not views and not mounts and not faults:
         output.talk("no views are kept and no overlay is mounted")
     if views:
         rows = [
-            (output.shown(v.name), output.shown(v.target), _when(v.created_ns), _state(v))
+            (v.name, output.shown(v.target), _when(v.created_ns), _state(v, v.name in in_use))
             for v in views
         ]
         output.table(("VIEW", "OVER", "MADE", "LAST COMMAND"), rows)
@@ -58,18 +64,29 @@ def _when(at_ns: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(at_ns / _NANOSECONDS))
 
 
-def _state(view: View) -> str:
-    command = output.shown(" ".join(view.command)) or "-"
-    if shelf.is_in_use(view):
+def _state(view: View, in_use: bool) -> str:
+    command = output.shown(shlex.join(view.command)) or "-"
+    if in_use:
         return f"{command} (running)"
     if view.exit_status is None:
         return f"{command} (did not finish)" if view.command else command
+    if view.exit_status < 0:
+        return f"{command} (ended by {_signal(-view.exit_status)})"
     return f"{command} (exit {view.exit_status})" if view.exit_status else command
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 @click.command("discard")
 @click.argument("names", nargs=-1, required=True, metavar="VIEW...")
 def discard_command(*, names: tuple[str, ...]) -> None:
     """Drop kept views with their changes. An upper that you gave with --upper stays."""
-    for view in [shelf.get_view(name) for name in names]:
-        shelf.discard(view)
+    for name in names:
+        shelf.require(name)
+    for name in names:
+        shelf.discard(name)

@@ -94,6 +94,9 @@ def _open_upper(
     work_dir = Work(base_fd, durability=config.durability)
     stack.callback(work_dir.close)
     probe.marks = marks
+    if marks is OVERLAY_USER:
+        # Whoever opens it next, with more privilege, must see which marks count.
+        xattrs.setxattr(probe.root_fd, ".", marks.key("impure"), b"y")
     if config.own_redirects and marks is OVERLAY_USER:
         xattrs.setxattr(probe.root_fd, ".", OWN_REDIRECTS, b"y")
     return Upper(probe, work_dir, marks, _usable(config, findings), config.durability)

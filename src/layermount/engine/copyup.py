@@ -127,11 +127,16 @@ class CopyUp:
         return not (data and node.kind == REGULAR and node.holder.is_metacopy(node.entry))
 
     def _directory(self, node: DirectoryNode) -> None:
-        """Under the lock: a directory is small."""
-        if node.upper is not None:
-            return
+        """The directory and what is missing above it; under the lock, because directories are small."""
+        lacking = []
+        while node.upper is None:
+            lacking.append(node)
+            node = parent_of(node)
+        for directory in reversed(lacking):
+            self._one_directory(directory)
+
+    def _one_directory(self, node: DirectoryNode) -> None:
         parent = parent_of(node)
-        self._directory(parent)
         source, work = node.top, self._upper.work
         status = source.stat(".")
         name = work.name()

@@ -304,9 +304,14 @@ class PathOperations:
         return get_node(self.overlay, path, follow=follow)
 
     def _free_place(self, path: StrPath) -> Place:
-        place = locate(self.overlay, path, follow=False)
+        """Where something is to be made; a slash after a name that is free means a directory."""
+        text = os.fspath(path)
+        stripped = text.rstrip("/")
+        place = locate(self.overlay, stripped, follow=False)
         if place.node is not None:
             raise refusal(errno.EEXIST)
+        if stripped != text:
+            raise refusal(errno.ENOENT)
         return place
 
     def _taken_place(

@@ -122,7 +122,10 @@ class LayerDirectory:
 
     @property
     def fd(self) -> int:
-        """A borrowed O_RDONLY descriptor of the directory, good until the next directory is opened.
+        """A borrowed O_RDONLY descriptor of the directory.
+
+        Opening it adds one descriptor to the pool, however deep it lies, so the one that was got
+        before this one is good, too.
 
         Raises:
             OSError: The directory is gone, is no directory, or is not on the layer's filesystem.
@@ -132,17 +135,23 @@ class LayerDirectory:
             return self._fd
         if self.parent is None:
             return self.layer.root_fd
-        self._fd = open_directory(self.parent.fd, self.name)
+        names, above = [self.name], self.parent
+        while above._fd is None and above.parent is not None:
+            names.append(above.name)
+            above = above.parent
+        self._fd = _descend(above.fd, names)
         self.layer.pool.add(self)
         return self._fd
 
     @property
     def path(self) -> str:
         """Where this directory is in its layer, "." for the root."""
-        if self.parent is None:
-            return "."
-        above = self.parent.path
-        return self.name if above == "." else f"{above}/{self.name}"
+        names: list[str] = []
+        directory = self
+        while directory.parent is not None:
+            names.append(directory.name)
+            directory = directory.parent
+        return "/".join(reversed(names)) or "."
 
     def move(self, parent: LayerDirectory, name: str) -> None:
         """Note that the directory was renamed; an open descriptor goes on being the same directory."""
@@ -317,6 +326,18 @@ def open_directory(dir_fd: int, name: str) -> int:
     if "/" in name or name == "..":
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
     return os.open(name, _DIRECTORY_FLAGS, dir_fd=dir_fd)
+
+
+def _descend(dir_fd: int, names: list[str]) -> int:
+    """A descriptor of the directory below `dir_fd`, by names of which the last is nearest to it."""
+    fd = open_directory(dir_fd, names.pop())
+    while names:
+        above = fd
+        try:
+            fd = open_directory(above, names.pop())
+        finally:
+            os.close(above)
+    return fd
 
 
 @functools.cache

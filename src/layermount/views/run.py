@@ -150,13 +150,25 @@ def _become(view: View, command: Sequence[str], writer: int, supervisor: int) ->
 
 
 def _execute(command: Sequence[str]) -> NoReturn:
-    try:
-        os.execvp(command[0], list(command))
-    except OSError as error:
-        if error.errno != errno.ENOEXEC:
-            raise
-        # A script without a first line that names its interpreter, as execvp(3) has it.
-        os.execv("/bin/sh", ["sh", os.fsdecode(error.filename), *command[1:]])
+    """As execvp(3), which Python's lacks one thing of: scripts without an interpreter line."""
+    problem = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    for path in _candidates(command[0]):
+        try:
+            os.execv(path, list(command))
+        except OSError as error:
+            if error.errno == errno.ENOEXEC:
+                os.execv("/bin/sh", ["sh", path, *command[1:]])
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                raise
+            if error.errno == errno.EACCES:
+                problem = error
+    raise problem
+
+
+def _candidates(program: str) -> list[str]:
+    if "/" in program or not program:
+        return [program]
+    return [os.path.join(folder, program) for folder in os.get_exec_path()]
 
 
 def _options(view: View) -> dict[str, bool]:

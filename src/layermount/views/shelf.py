@@ -175,6 +175,15 @@ def _get_place(name: str) -> Path:
     return place
 
 
+def require(name: str) -> None:
+    """Nothing, if a view is kept under `name`, readable or not.
+
+    Raises:
+        ViewNotFoundError: There is none.
+    """
+    _get_place(name)
+
+
 def find_view(name: str) -> View | None:
     """The view kept under `name`, or None.
 

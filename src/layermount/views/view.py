@@ -55,7 +55,7 @@ class View:
         # Names that are no UTF-8 have lone surrogates, which JSON keeps as escapes.
         text = json.dumps({"version": _VERSION, **asdict(self)}, indent=2) + "\n"
         fresh = path.with_name(f".{path.name}.{os.getpid():x}")
-        fresh.write_text(text, encoding="ascii")
+        fresh.write_text(text, encoding="utf-8")
         fresh.replace(path)
 
 
