@@ -84,7 +84,7 @@ class Person:
     def sh(self, script: str, *flags: str | Path, **options: Any) -> tuple[int, str, str]:
         """`layermount run FLAGS -- sh -c SCRIPT`: status, standard output, standard error."""
         done = self.layermount("run", *flags, "--", "sh", "-c", script, **options)
-        return done.returncode, done.stdout.decode(), done.stderr.decode()
+        return done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr)
 
     def json(self, *arguments: str | Path | bytes, **options: Any) -> Any:
         """What a command that must succeed prints as JSON."""

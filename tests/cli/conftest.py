@@ -30,7 +30,7 @@ def user() -> Iterator[Person]:
 
 
 @pytest.fixture
-def root() -> Iterator[Person]:
-    """Root, for tests that are marked as needing it."""
-    with user_directory(0) as base, at_home(base, 0) as somebody:
+def me() -> Iterator[Person]:
+    """Whoever runs the tests; root where a test is marked as needing it."""
+    with user_directory(os.geteuid()) as base, at_home(base, os.geteuid()) as somebody:
         yield somebody

@@ -112,11 +112,11 @@ def run(
             status = os.waitpid(pid, 0)[1]
     lines = trace.read_text(encoding="utf-8", errors="replace").splitlines()
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-        return Outcome(True, None, {}, None, lines)
+        return Outcome(killed=True, error=None, seen={}, again=None, trace=lines)
     assert raw, f"the child ended without an answer, status {status}"
-    problem, error, seen, again = pickle.loads(raw)  # noqa: S301  # from our own child
+    problem, error, seen, second = pickle.loads(raw)  # noqa: S301  # from our own child
     assert problem is None, problem
-    return Outcome(False, error, seen, again, lines)
+    return Outcome(killed=False, error=error, seen=seen, again=second, trace=lines)
 
 
 def calls(config: LayerMountConfig, act: Act, trace: Path) -> list[Call]:

@@ -18,6 +18,8 @@ NAMES = ("a", "b", "c")
 LINK_TARGETS = ("a", "b", "a/b", "c/b", "missing", ".")
 CONTENTS = (b"", b"x", b"hello", bytes(5000), b"y" * 9000)
 MODES = (0o644, 0o600, 0o755, 0o444, 0o000, 0o4755, 0o2755, 0o1777, 0o2770)
+#: Without privilege the engine shows what its user may read: rule X12.
+USER_MODES = (0o755, 0o700, 0o555, 0o4755, 0o2755, 0o1777, 0o2770)
 OWNERS = (-1, 0, 1, 1000)
 TIMES = (0, 1, 1_234_567_890_123_456_789, trees.LONG_AGO_NS + 1)
 KEYS = ("user.k", "user.l", "user.overlay.opaque", "user.overlay.overlay.x")
@@ -26,6 +28,7 @@ ACL_KEYS = ("system.posix_acl_access", "system.posix_acl_default")
 VALUES = (b"", b"y", b"value", bytes(200))
 XATTR_FLAGS = (0, 0, 0, os.XATTR_CREATE, os.XATTR_REPLACE)
 NODES = ((stat.S_IFIFO | 0o644, 0), (stat.S_IFSOCK | 0o600, 0), (stat.S_IFREG | 0o640, 0))
+USER_NODES = ((stat.S_IFIFO | 0o744, 0), (stat.S_IFSOCK | 0o700, 0), (stat.S_IFREG | 0o740, 0))
 DEVICES = (
     (stat.S_IFCHR | 0o666, os.makedev(1, 3)),
     (stat.S_IFCHR | 0o666, 0),
@@ -89,14 +92,10 @@ def _entry(random: Random, *, root: bool) -> Entry:
 def _file(random: Random, *, root: bool) -> Entry:
     return trees.file(
         random.choice(CONTENTS),
-        mode=random.choice(MODES if root else _READABLE),
+        mode=random.choice(MODES if root else USER_MODES),
         owner=random.choice((None, None, (1, 1), (1000, 0))) if root else None,
         xattrs=_xattrs(random, ACL_KEYS[0], root=root),
     )
-
-
-#: Layers are built and compared by their owner.
-_READABLE = (0o644, 0o600, 0o755, 0o4755)
 
 
 def _directory(random: Random, *, root: bool) -> Entry:

@@ -1,19 +1,23 @@
 """The engine against the kernel's overlayfs and a plain directory, by random operations.
 
-Rules: X1 to X6, and all others by way of the kernel.
+Rules: X1 to X10, and all others by way of the kernel.
 """
 
 from __future__ import annotations
 
+from random import SystemRandom
+
 import pytest
 from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from layermount.layer.marks import OVERLAY, OVERLAY_USER
 from tests.property.machine import OverlayMachine
+from tests.property.walk import walk
 
 
 class PlainMachine(OverlayMachine):
-    """The engine against a plain directory: runs for every user."""
+    """The engine against a plain directory: for every user."""
 
     marks = OVERLAY_USER
     with_kernel = False
@@ -33,18 +37,27 @@ class KernelUserMachine(OverlayMachine):
     with_kernel = True
 
 
-_PROFILE = settings()
+MACHINES = [
+    pytest.param(PlainMachine, id="plain"),
+    pytest.param(KernelMachine, id="kernel", marks=pytest.mark.needs("root", "overlay")),
+    pytest.param(KernelUserMachine, id="kernel-user", marks=pytest.mark.needs("root", "overlay")),
+]
 
 
-class TestPlain(PlainMachine.TestCase):  # type: ignore[misc, name-defined]  # made at run time
-    settings = settings(_PROFILE, stateful_step_count=20)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_state_machine(machine: type[OverlayMachine]) -> None:
+    few = max(10, settings().max_examples // 2)
+    run_state_machine_as_test(machine, settings=settings(max_examples=few, stateful_step_count=20))
 
 
-@pytest.mark.needs("root", "overlay")
-class TestKernel(KernelMachine.TestCase):  # type: ignore[misc, name-defined]  # made at run time
-    settings = settings(_PROFILE, max_examples=2 * _PROFILE.max_examples, stateful_step_count=20)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_random_walks(machine: type[OverlayMachine]) -> None:
+    for _ in range(settings().max_examples):
+        walk(machine, SystemRandom().getrandbits(32))
 
 
-@pytest.mark.needs("root", "overlay")
-class TestKernelUserMarks(KernelUserMachine.TestCase):  # type: ignore[misc, name-defined]  # as above
-    settings = settings(_PROFILE, stateful_step_count=20)
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", MACHINES)
+def test_many_random_walks(machine: type[OverlayMachine]) -> None:
+    for _ in range(20 * settings().max_examples):
+        walk(machine, SystemRandom().getrandbits(32))

@@ -1,9 +1,9 @@
-"""Overlays for tests: layers as data in, an open `LayerMount` out. They work with and without root."""
+"""Overlays for tests: layers as data in, an open `LayerMount` out; root is not needed."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,20 @@ def open_overlay(
     """Build the layers and open them."""
     make_layers(base, *lowers, upper=upper)
     return open_layers(base, **options)
+
+
+def in_turn(*acts: Callable[[LayerMount], object]) -> Callable[[LayerMount], object]:
+    """One act that is several."""
+
+    def act(mount: LayerMount) -> None:
+        for each in acts:
+            each(mount)
+
+    return act
+
+
+def nothing(mount: LayerMount) -> None:
+    """The act that does nothing: the layers alone make the case."""
 
 
 def is_shell(base: Path, path: str) -> bool:

@@ -105,11 +105,11 @@ def test_it_cannot_be_changed_but_copied() -> None:
     config = LayerMountConfig("/u", ["/a"], durability="strict")
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.dialect = "overlay"  # type: ignore[misc]  # that is the point
-    changed = dataclasses.replace(config, durability="volatile")
+    changed = dataclasses.replace(config, durability=Durability.VOLATILE)
     assert (config.durability, changed.durability) == (Durability.STRICT, Durability.VOLATILE)
     assert dataclasses.replace(changed, durability=Durability.STRICT) == config
     assert hash(dataclasses.replace(config)) == hash(config)
-    assert pickle.loads(pickle.dumps(config)) == config
+    assert pickle.loads(pickle.dumps(config)) == config  # noqa: S301  # our own
 
 
 def test_layers_may_come_from_any_iterable() -> None:

@@ -43,7 +43,7 @@ PATHS = [
 
 
 def outcome(opener: Open, *arguments: object, **options: object) -> object:
-    """What opening, reading, writing and closing gives: values, or an exception's class and errno."""
+    """What opening, reading, writing and closing gives: values, or a class and an errno."""
     seen: list[object] = []
     try:
         with opener(*arguments, **options) as opened:
@@ -54,7 +54,7 @@ def outcome(opener: Open, *arguments: object, **options: object) -> object:
                 lambda: opened.read(5),
                 lambda: opened.write("1\n2" if text else b"1\n2"),
                 lambda: opened.seek(2),
-                lambda: opened.readline(),
+                opened.readline,
                 lambda: opened.truncate(9),
                 lambda: opened.seek(0, os.SEEK_END),
             ):
@@ -417,7 +417,11 @@ def test_a_reader_sees_a_later_writer_across_copy_up(
 def test_a_file_goes_on_without_its_name(tmp_path: Path, layer: str, mode: str) -> None:
     tree: Tree = {"d/f": file(b"old")}
     upper, lower = (tree, {}) if layer == "upper" else ({}, tree)
-    with open_overlay(tmp_path, lower, upper=upper) as mount, mount.open("d/f", mode, 0) as opened:
+    flags = os.O_RDWR if "+" in mode else os.O_RDONLY
+    with (
+        open_overlay(tmp_path, lower, upper=upper) as mount,
+        mount.open_file("d/f", flags) as opened,
+    ):
         mount.unlink("d/f")
         mount.path("d/f").write_text("another")
         if "+" in mode:
@@ -434,7 +438,7 @@ def test_a_file_goes_on_without_its_name(tmp_path: Path, layer: str, mode: str) 
 
 def test_a_file_goes_on_under_its_new_name(tmp_path: Path) -> None:
     with open_overlay(tmp_path, {"a/f": file(b"old"), "b/x": file()}) as mount:
-        with mount.open("a/f", "r+b", 0) as opened:
+        with mount.open_file("a/f", os.O_RDWR) as opened:
             mount.rename("a/f", "b/g")
             assert (opened.path, opened.name) == ("b/g", "b/g")
             opened.write(b"new")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,7 +29,7 @@ LOWERS: list[Tree] = [
         "pipe": fifo(),
     },
 ]
-WHOLE: Tree = LOWERS[1] | LOWERS[0] | UPPER
+WHOLE: Tree = {**LOWERS[1], **LOWERS[0], **UPPER}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,8 @@ def fresh(tmp_path: Path) -> Iterator[LayerMount]:
 PATTERNS = [
     "*", "*.txt", "*.md", "docs/*", "docs/*.md", "*/*.md", "*/*/*.md", "**/*.md", "**/*.MD",
     "docs/**/*.md", "**/*", "**/sub/*", "docs/sub", "docs/./sub", "file.txt", "nothing", "no/thing",
-    "file.txt/*", "file.txt/x", "link/*", "link/*.md", "link", "filelink", "filelink/*", "dangling/*",
+    "file.txt/*", "file.txt/x", "link/*", "link/*.md", "link", "filelink", "filelink/*",
+    "dangling/*",
     "d*", "?ink", "[dl]*", "[!dl]*", "odd[[]1]", "odd[1]", ".*", "**/.*", "**/.dot/*", "*/", "d*/",
     "**/deep/*", "**/**/*.md", "docs//a.md", "* *", "empty/*", "empty", "**/c.*", "docs/*/deep/*",
 ]  # fmt: skip
@@ -69,10 +69,10 @@ def test_glob_is_pathlibs(mount: LayerMount, plain: Path, pattern: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["*.md", "sub/*", "*", "x.md"])
-@pytest.mark.parametrize("start", ["", "docs", "docs/sub"])
-def test_rglob_is_pathlibs(mount: LayerMount, plain: Path, start: str, pattern: str) -> None:
-    expected = sorted(str(path.relative_to(plain)) for path in (plain / start).rglob(pattern))
-    assert sorted(str(path) for path in mount.path(start).rglob(pattern)) == expected
+def test_rglob_is_pathlibs(mount: LayerMount, plain: Path, pattern: str) -> None:
+    for start in ("", "docs", "docs/sub"):
+        expected = sorted(str(path.relative_to(plain)) for path in (plain / start).rglob(pattern))
+        assert sorted(str(path) for path in mount.path(start).rglob(pattern)) == expected
 
 
 def test_two_stars_are_every_directory(mount: LayerMount) -> None:
@@ -104,18 +104,19 @@ PURE: dict[str, Callable[[Any], object]] = {
     "relative_to parent": lambda path: str(path.relative_to(str(path.parent))),
     "relative_to another": lambda path: path.relative_to("elsewhere"),
     "equal": lambda path: (path == path / "", path == path / "x", path == "text"),
-    "less": lambda path: (path < path / "x", sorted([path / "b", path / "a"])[0].name),
+    "less": lambda path: (path < path / "x", min(path / "b", path / "a").name),
     "hash": lambda path: len({path, path / "", path / "x"}),
 }
 
 
-@pytest.mark.parametrize("text", ["a", "a/b.txt", "a/./b//c.tar.gz", "a/../b", ".hidden"])
 @pytest.mark.parametrize("call", PURE)
-def test_a_path_itself_is_as_pathlibs(mount: LayerMount, text: str, call: str) -> None:
-    expected = form(PURE[call], PurePosixPath(text))
-    # The root has no name of its own.
-    found = form(PURE[call], mount.path(text))
-    assert found == ("" if expected == "." and "relative" not in call else expected)
+def test_a_path_itself_is_as_pathlibs(mount: LayerMount, call: str) -> None:
+    for text in ("a", "a/b.txt", "a/./b//c.tar.gz", "a/../b", ".hidden"):
+        expected = form(PURE[call], PurePosixPath(text))
+        if expected == "." and "relative" not in call:
+            # The root has no name of its own.
+            expected = ""
+        assert (text, form(PURE[call], mount.path(text))) == (text, expected)
 
 
 def form(act: Callable[[Any], object], path: object) -> object:
@@ -144,7 +145,7 @@ def test_paths_of_two_overlays_differ(mount: LayerMount, tmp_path: Path) -> None
 
 def test_a_path_is_none_of_this_machine(mount: LayerMount) -> None:
     with pytest.raises(TypeError):
-        os.stat(mount.path("file.txt"))  # type: ignore[call-overload]  # that is the point
+        os.stat(mount.path("file.txt"))  # type: ignore[arg-type]  # that is the point
 
 
 LOOKS: dict[str, Callable[[Any], object]] = {
@@ -169,18 +170,16 @@ PLACES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("call", LOOKS)
-def test_looking_is_as_in_pathlib(mount: LayerMount, plain: Path, place: str, call: str) -> None:
+def test_looking_is_as_in_pathlib(mount: LayerMount, plain: Path, call: str) -> None:
     def act(path: Any) -> object:
         try:
             return LOOKS[call](path)
         except LookupError as error:
             return str(error)
 
-    if call == "exists" and place.startswith("loop") and sys.version_info >= (3, 14):
-        pytest.skip("Python 3.14 asks os.path.exists")
-    assert form(act, mount.path(place)) == form(act, plain / place)
+    for place in PLACES:
+        assert (place, form(act, mount.path(place))) == (place, form(act, plain / place))
 
 
 def test_exists_may_look_at_the_link_itself(mount: LayerMount) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from layermount import LayerBusyError, LayerMount
+from layermount import Event, LayerBusyError, LayerMount
 from layermount.linux import files
 from layermount.testing.trees import LONG_AGO_NS, build, digest, directory, file, hardlink, whiteout
 from tests.unit.overlays import (
@@ -257,11 +257,14 @@ def test_w28_a_copy_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_w28_the_event_comes_when_the_copy_is_whole(tmp_path: Path) -> None:
     """W-28: who is told of a copy-up finds all of it on disk."""
     found: list[tuple[object, ...]] = []
+
+    def note(event: Event) -> None:
+        if event.path == "d/f":
+            found.append(look(tmp_path / "upper/d/f"))
+
     tree = {"d/f": file(BIG, mode=0o640, xattrs={"user.note": b"kept"})}
     with open_overlay(tmp_path, tree) as mount:
-        mount.on_event(
-            lambda event: event.path == "d/f" and found.append(look(tmp_path / "upper/d/f"))
-        )
+        mount.on_event(note)
         mount.ensure_in_upper("d/f")
     assert found == [(BIG, 0o640, LONG_AGO_NS, b"kept")]
 

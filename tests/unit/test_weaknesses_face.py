@@ -27,6 +27,7 @@ from tests.unit.overlays import (
     BIG,
     config_of,
     heard,
+    in_turn,
     is_shell,
     make_layers,
     open_layers,
@@ -299,7 +300,7 @@ REPORTED: dict[str, tuple[Act, list[tuple[EventKind, str]]]] = {
     ),
     "chmod": (lambda m: m.chmod("f", 0o600), [(EventKind.COPY_UP, "f")]),
     "chmod, then data": (
-        lambda m: (m.chmod("f", 0o600), m.ensure_in_upper("f")),
+        in_turn(lambda m: m.chmod("f", 0o600), lambda m: m.ensure_in_upper("f")),
         [(EventKind.COPY_UP, "f"), (EventKind.COPY_UP_DATA, "f")],
     ),
     "unlink of a lower": (
@@ -336,7 +337,7 @@ REPORTED: dict[str, tuple[Act, list[tuple[EventKind, str]]]] = {
 
 @pytest.mark.parametrize("case", REPORTED)
 def test_w67_everything_that_happens_is_reported(tmp_path: Path, case: str) -> None:
-    """W-67: copy-ups with lazy data, creations, removals, renames and marks, each once, in order."""
+    """W-67: copy-ups with lazy data, creations, removals, renames, marks: each once, in order."""
     act, expected = REPORTED[case]
     lower = {"f": file(b"f"), "d/f": file(b"df")}
     with open_overlay(tmp_path, lower, upper={"u": file(), "ud/x": file()}) as mount:

@@ -26,7 +26,7 @@ def differences(old: Overlay, old_node: Node, new: Overlay, new_node: Node) -> t
     if _xattrs(old, old_node) != _xattrs(new, new_node):
         found.add("xattrs")
     if new_node.kind == REGULAR:
-        if before.st_size != after.st_size or not _same_content(old, old_node, new, new_node):
+        if before.st_size != after.st_size or not has_same_content(old, old_node, new, new_node):
             found.add("content")
     elif new_node.kind == LINK:
         if old.readlink(old_node) != new.readlink(new_node):
@@ -49,7 +49,8 @@ def _xattrs(overlay: Overlay, node: Node) -> dict[str, bytes]:
     return {key: overlay.getxattr(node, key) for key in overlay.listxattr(node)}
 
 
-def _same_content(old: Overlay, old_node: Node, new: Overlay, new_node: Node) -> bool:
+def has_same_content(old: Overlay, old_node: Node, new: Overlay, new_node: Node) -> bool:
+    """Whether two regular files have the same bytes."""
     before, after = old.open(old_node, os.O_RDONLY), new.open(new_node, os.O_RDONLY)
     try:
         if os.path.sameopenfile(before.fileno(), after.fileno()):

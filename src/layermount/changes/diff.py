@@ -6,13 +6,14 @@ An upper is compared with what its lowers show together. Rules: F1 to F6.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
 from layermount.changes.change import Change, ChangeKind
-from layermount.changes.compare import differences
+from layermount.changes.compare import differences, has_same_content
 from layermount.config import LayerMountConfig
 from layermount.engine.inodes import origin_of
 from layermount.engine.node import DirectoryNode, Node
@@ -40,13 +41,21 @@ _ENTRY_NAMES = {
     BLOCK_DEVICE: "device",
 }
 
+_Likeness = tuple[int, int]
+
 
 @dataclass(slots=True)
 class _Renames:
-    """What may turn out to be one file that moved: gone here, new there, by its origin record."""
+    """What may turn out to be one file that moved: gone here, new there, by its origin record.
 
-    gone: dict[bytes, Change]
-    new: dict[bytes, Change]
+    In a user namespace the kernel records only that a file was copied up, not from where. Such a
+    file is known by what a move leaves alone: size, modification time and content.
+    """
+
+    gone: dict[bytes, Change] = field(default_factory=dict)
+    new: dict[bytes, Change] = field(default_factory=dict)
+    gone_like: dict[_Likeness, list[Change]] = field(default_factory=lambda: defaultdict(list))
+    new_like: dict[_Likeness, list[Change]] = field(default_factory=lambda: defaultdict(list))
 
 
 class Difference:
@@ -76,7 +85,7 @@ class Difference:
         except BaseException:
             self.merged.close()
             raise
-        self._renames = _Renames({}, {})
+        self._renames = _Renames()
 
     def __enter__(self) -> Difference:
         return self
@@ -96,7 +105,7 @@ class Difference:
 
     def changes(self) -> list[Change]:
         """Every change, sorted by path."""
-        self._renames = _Renames({}, {})
+        self._renames = _Renames()
         root = self.merged.root
         found = list(self._directory(root.lowers[0], root, self.base.root, ""))
         return sorted(self._with_renames(found), key=lambda change: change.path)
@@ -188,7 +197,12 @@ class Difference:
             origin = origin_of(before.holder, before.entry)
             if origin:
                 self._renames.gone[origin] = change
+            self._renames.gone_like[self._likeness(self.base, before)].append(change)
         return change
+
+    def _likeness(self, overlay: Overlay, node: Node) -> _Likeness:
+        status = overlay.getattr(node)
+        return status.st_size, status.st_mtime_ns
 
     def _size(self, overlay: Overlay, node: Node) -> int | None:
         return overlay.getattr(node).st_size if node.kind == REGULAR else None
@@ -199,13 +213,12 @@ class Difference:
             origin = node.holder.origin(node.entry)
             if origin:
                 self._renames.new[origin] = change
+            elif origin is not None:
+                self._renames.new_like[self._likeness(self.merged, node)].append(change)
 
     def _with_renames(self, found: list[Change]) -> Iterator[Change]:
         """The changes, with a deletion and an addition of one file made one."""
-        pairs = [
-            (self._renames.gone[origin], self._renames.new[origin])
-            for origin in self._renames.gone.keys() & self._renames.new.keys()
-        ]
+        pairs = self._pairs()
         gone: set[str] = {old.path for old, _ in pairs}
         gone |= {change.old_path for change in found if change.old_path is not None}
         moved = {id(change): old for old, change in pairs}
@@ -214,6 +227,25 @@ class Difference:
                 yield self._renamed(change, moved[id(change)])
             elif change.kind is not ChangeKind.DELETED or change.path not in gone:
                 yield change
+
+    def _pairs(self) -> list[tuple[Change, Change]]:
+        """What is gone with what it has become."""
+        renames = self._renames
+        both = sorted(renames.gone.keys() & renames.new.keys())
+        pairs = [(renames.gone[origin], renames.new[origin]) for origin in both]
+        used = {id(old) for old, _ in pairs}
+        for likeness in sorted(renames.gone_like.keys() & renames.new_like.keys()):
+            for new in renames.new_like[likeness]:
+                free = (old for old in renames.gone_like[likeness] if id(old) not in used)
+                old = next((old for old in free if self._is_same_file(old, new)), None)
+                if old is not None:
+                    used.add(id(old))
+                    pairs.append((old, new))
+        return pairs
+
+    def _is_same_file(self, old: Change, new: Change) -> bool:
+        before, after = self._node(self.base, old.path), self._node(self.merged, new.path)
+        return has_same_content(self.base, before, self.merged, after)
 
     def _renamed(self, change: Change, old: Change) -> Change:
         before = self._node(self.base, old.path)

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import click
 
 from layermount.changes.change import Change
-from layermount.changes.diff import Difference
 from layermount.cli import output
-from layermount.cli.diff import in_order, print_changes, summary
+from layermount.cli.diff import changes_of, in_order, print_changes, summary
 from layermount.errors import LayerMountError
 from layermount.views.view import View
 
@@ -33,7 +32,7 @@ def ask_keep(view: View) -> bool:
 
 
 def _ask(view: View) -> bool:
-    changes = _changes_of(view)
+    changes = _told(view)
     if changes is None:
         return True
     if not changes:
@@ -54,11 +53,10 @@ def _ask(view: View) -> bool:
             return False
 
 
-def _changes_of(view: View) -> Sequence[Change] | None:
+def _told(view: View) -> Sequence[Change] | None:
     """What was changed, or None, with the reason said, when it cannot be told."""
     try:
-        with Difference(view.config()) as difference:
-            return difference.changes()
+        return changes_of(view.config())
     except (LayerMountError, OSError) as error:
         output.talk(f"what was changed cannot be told: {error}")
         return None

@@ -16,6 +16,8 @@ from layermount.changes.diff import Difference
 from layermount.changes.patch import patch
 from layermount.cli import output
 from layermount.cli.layers import configuration, layer_options
+from layermount.config import LayerMountConfig
+from layermount.views.reach import as_owner
 
 _LETTERS = {
     ChangeKind.DELETED: "D",
@@ -55,18 +57,29 @@ def diff_command(
     name = view
     if view is not None and (lowers or upper is not None):
         name, paths = None, (view, *paths)
-    with Difference(configuration(name, lowers, upper, dialect)) as difference:
-        changes = [c for c in difference.changes() if _is_wanted(c, paths)]
-        if quiet:
-            raise SystemExit(1 if changes else 0)
-        if as_json:
-            output.emit_json([_as_json(change) for change in changes])
-        elif content:
+    config = configuration(name, lowers, upper, dialect)
+    changes = [change for change in changes_of(config) if _is_wanted(change, paths)]
+    if quiet:
+        raise SystemExit(1 if changes else 0)
+    if as_json:
+        output.emit_json([_as_json(change) for change in changes])
+    elif content:
+        with Difference(config) as difference:
             _print_patches(difference, changes)
-        elif stat:
-            _print_stat(changes)
-        else:
-            print_changes(changes)
+    elif stat:
+        _print_stat(changes)
+    else:
+        print_changes(changes)
+
+
+def changes_of(config: LayerMountConfig) -> list[Change]:
+    """Every change, also in what the caller has closed to itself."""
+
+    def find() -> list[Change]:
+        with Difference(config) as difference:
+            return difference.changes()
+
+    return as_owner(find)
 
 
 def _is_wanted(change: Change, paths: Sequence[str]) -> bool:
@@ -102,9 +115,9 @@ def _line(change: Change) -> str:
     name = output.shown(change.path) + slash
     if change.old_path is not None:
         name = f"{output.shown(change.old_path)}{slash} -> {name}"
-    what = [part for part in change.what if part != "content" or len(change.what) > 1]
-    details = ", ".join(part for part in what if part != "times" or len(what) == 1)
-    return f"{name}  ({details})" if details else name
+    # New content has new times, too, and is what a person thinks of first.
+    what = [part for part in change.what if part != "times"] or list(change.what)
+    return name if what in ([], ["content"]) else f"{name}  ({', '.join(what)})"
 
 
 def _print_stat(changes: Sequence[Change]) -> None:

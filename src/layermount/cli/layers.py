@@ -14,7 +14,7 @@ from layermount.hosts import rundir
 from layermount.views import shelf
 
 _F = TypeVar("_F", bound=Callable[..., object])
-_DIRECTORY = click.Path(path_type=Path)
+_DIRECTORY = click.Path(readable=False, path_type=Path)
 
 
 def layer_options(function: _F) -> _F:

@@ -86,7 +86,6 @@ def main() -> None:
 def _run() -> int:
     try:
         status = layermount.main(standalone_mode=False)
-        _flush()
     except click.exceptions.Abort:
         return _INTERRUPTED
     except click.ClickException as error:
@@ -96,6 +95,7 @@ def _run() -> int:
         return error.exit_code
     except OSError as error:
         _report(_described(error), None)
+        _forget_output()
         return 1
     return status if isinstance(status, int) else 0
 
@@ -110,15 +110,10 @@ def _reserve_standard_descriptors() -> None:
     os.close(fd)
 
 
-def _flush() -> None:
-    """Write out what is printed; what cannot be written is not tried again at the exit."""
-    if sys.stdout is None:
-        return
-    try:
-        sys.stdout.flush()
-    except OSError:
+def _forget_output() -> None:
+    """Let what could not be printed not be tried again at the exit; all else is printed by now."""
+    if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
-        raise
 
 
 def _described(error: OSError) -> str:

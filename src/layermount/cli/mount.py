@@ -11,6 +11,7 @@ from layermount.cli import output
 from layermount.cli.layers import configuration, layer_options
 from layermount.errors import HostError, HostUnavailableError
 from layermount.hosts import kernel, rundir
+from layermount.views import shelf
 
 
 @click.command("mount")
@@ -45,6 +46,10 @@ def mount_command(
     config = configuration(view, lowers, upper, dialect)
     _require_right()
     rundir.sweep()
+    if view is not None:
+        # The locks are the mount's to take; who is in the view without one is seen here.
+        with shelf.owned(shelf.get_view(view)):
+            pass
     user_marks = config.dialect == "overlay-user"
     work_dir = work or config.work_dir_path
     if config.upper_path is not None and work_dir is not None:

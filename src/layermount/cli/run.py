@@ -17,7 +17,7 @@ from layermount.views import run as running
 from layermount.views import shelf
 from layermount.views.view import View
 
-_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
+_DIRECTORY = click.Path(exists=True, file_okay=False, readable=False, path_type=Path)
 
 
 @click.command("run", context_settings={"allow_interspersed_args": False})
@@ -36,7 +36,7 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.option(
     "--upper",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, readable=False, path_type=Path),
     help="A directory to take the changes; made when missing.",
 )
 @click.option(

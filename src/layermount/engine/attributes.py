@@ -92,13 +92,13 @@ class Attributes:
             number = errno.EISDIR if node.kind == DIRECTORY else errno.EINVAL
             raise refusal(number, node.name)
         require_access(node, os.W_OK)
-        if self._copy_up.bring_up(node, size=size):
-            return
+        self._copy_up.bring_up(node, size=size)
         with self._tree.lock:
             fd, name = self._physical(node)
             target = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
         try:
-            # By its path: unlike ftruncate(2) this leaves the time of what has the size already.
+            # What was copied up has the size, but may have set-user-id still. By its path: unlike
+            # ftruncate(2) this leaves the time of what has the size already.
             os.truncate(f"/proc/self/fd/{target}", size)
         finally:
             os.close(target)

@@ -100,7 +100,7 @@ class CopyUp:
                 return False
             if self._is_done(node, data=data):
                 return False
-            linked = _is_linked_copy(node)
+            linked = self._must_stay(node)
             self._busy.add(node)
         try:
             if linked:
@@ -117,6 +117,12 @@ class CopyUp:
 
     def _is_indexed(self, node: Node) -> bool:
         return self._tree.links is not None and self._tree.links.holds(node)
+
+    def _must_stay(self, node: Node) -> bool:
+        """Whether the upper has a copy that is known by more than this name: it stays one file."""
+        if not node.in_upper:
+            return False
+        return node.holder.stat(node.entry).st_nlink > 1 or self._tree.followers.are_shared(node)
 
     def _is_done(self, node: Node, *, data: bool) -> bool:
         if not node.in_upper:
@@ -158,7 +164,7 @@ class CopyUp:
         try:
             self._copy_data(task)
             with self._tree.lock:
-                if _is_linked_copy(node) or self._is_indexed(node):
+                if self._must_stay(node) or self._is_indexed(node):
                     self._upper.work.discard(task.work_name)
                     return False
                 self._finish(node, task)
@@ -374,11 +380,8 @@ class CopyUp:
 
     def _lead_handles(self, node: Node) -> None:
         """Files open on the lower's data go on with the upper's, so that they see later writes."""
-        for handle in tuple(node.handles or ()):
+        waiting = self._tree.followers.of(node)
+        for handle in tuple(waiting):
             handle.follow(node.holder.open(node.entry))
+        waiting.clear()
         node.handles = None
-
-
-def _is_linked_copy(node: Node) -> bool:
-    """Whether the upper has a copy with several names, which must stay one file."""
-    return node.in_upper and node.holder.stat(node.entry).st_nlink > 1

@@ -57,7 +57,11 @@ class InodeNumbers:
 
     def lower_of(self, node: Node) -> os.stat_result | None:
         """The metadata of the lower file that an upper file was copied up from, if it can be found."""
-        raw = node.holder.origin(node.entry)
+        try:
+            raw = node.holder.origin(node.entry)
+        except PermissionError:
+            # Without privilege the record of what may not be read may not be read either.
+            return None
         origin = None if raw is None else parse_origin(raw)
         return None if origin is None else self._open_origin(origin, node)
 

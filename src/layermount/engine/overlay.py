@@ -243,9 +243,7 @@ class Overlay:
         depth, directory, name = self.tree.data_of(node)
         if depth:
             handle = self._register(node, directory.open(name), flags)
-            if node.handles is None:
-                node.handles = weakref.WeakSet()
-            node.handles.add(handle)
+            self.tree.followers.of(node).add(handle)
             return handle
         flags = flags & ~(os.O_CREAT | os.O_EXCL) | os.O_NOFOLLOW | os.O_CLOEXEC
         return self._register(node, os.open(name, flags, dir_fd=directory.fd), flags)
@@ -323,7 +321,10 @@ class Overlay:
             writers.rename.keep_data_findable(node)
             if self.tree.links is not None:
                 self.tree.links.before_change(node)
-            return writers.create.link(node, parent, name)
+            new = writers.create.link(node, parent, name)
+            if node.handles:
+                self.tree.followers.of(node)
+            return new
 
     def unlink(self, parent: DirectoryNode, name: str) -> None:
         """Remove what is no directory. Raises as unlink(2)."""

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 from layermount.engine.counters import Counters
+from layermount.engine.followers import Followers
 from layermount.engine.hardlinks import LinkIndex
 from layermount.engine.index import DirectoryIndex, build_index
 from layermount.engine.inodes import InodeNumbers
@@ -37,6 +38,7 @@ class Tree:
         upper: The writable layer, None for a read-only union.
         lowers: Read-only layers, nearest first.
         redirects: Whether records of moved directories and metadata-only copies are followed.
+        followers: Open files that wait for data to be copied up.
         links: The index of copied-up hard links that the kernel keeps beside the upper, if it does.
         counters: What has been done so far; the tree counts its look-ups.
     """
@@ -54,6 +56,7 @@ class Tree:
         self.lowers = tuple(lowers)
         self.redirects = redirects
         self.links: LinkIndex | None = None
+        self.followers = Followers()
         self.counters = Counters()
         self.root = _root(upper, self.lowers)
         self.search = Search(self.lowers, redirects=redirects)

@@ -311,6 +311,10 @@ class EngineTarget:
             raise _error(errno.ENOTDIR, path)
         return node, name
 
+    def copy_up(self, path: str) -> None:
+        """Bring the entry into the upper; nothing else has such an operation."""
+        self.overlay.copy_up(self._node(path))
+
     def listdir(self, path: str) -> list[tuple[str, int]]:
         """Every entry as (name, kind)."""
         node = self._node(path, follow=True)
