@@ -245,6 +245,8 @@ class Comparison(RuleBasedStateMachine):
         """Without the inode numbers that last no longer than a cache: rule X9."""
         if self.marks is OVERLAY:
             return shown
+        if not self.as_root:
+            return without(shown, "inode", "links")
         return {
             path: entry
             if entry.kind in (DIRECTORY, REGULAR)

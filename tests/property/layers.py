@@ -18,8 +18,9 @@ NAMES = ("a", "b", "c")
 LINK_TARGETS = ("a", "b", "a/b", "c/b", "missing", ".")
 CONTENTS = (b"", b"x", b"hello", bytes(5000), b"y" * 9000)
 MODES = (0o644, 0o600, 0o755, 0o444, 0o000, 0o4755, 0o2755, 0o1777, 0o2770)
-#: Without privilege the engine shows what its user may read: rule X12.
-USER_MODES = (0o755, 0o700, 0o555, 0o4755, 0o2755, 0o1777, 0o2770)
+#: Without privilege the engine needs what its user needs to read, and to change a directory.
+USER_MODES = (0o755, 0o700, 0o4755, 0o2755, 0o1777, 0o2770)
+USER_FILE_MODES = (*USER_MODES, 0o444, 0o555)
 OWNERS = (-1, 0, 1, 1000)
 TIMES = (0, 1, 1_234_567_890_123_456_789, trees.LONG_AGO_NS + 1)
 KEYS = ("user.k", "user.l", "user.overlay.opaque", "user.overlay.overlay.x")
@@ -92,7 +93,7 @@ def _entry(random: Random, *, root: bool) -> Entry:
 def _file(random: Random, *, root: bool) -> Entry:
     return trees.file(
         random.choice(CONTENTS),
-        mode=random.choice(MODES if root else USER_MODES),
+        mode=random.choice(MODES if root else USER_FILE_MODES),
         owner=random.choice((None, None, (1, 1), (1000, 0))) if root else None,
         xattrs=_xattrs(random, ACL_KEYS[0], root=root),
     )

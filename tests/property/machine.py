@@ -35,7 +35,8 @@ class OverlayMachine(Comparison):
 
     @rule(random=RANDOM)
     def create(self, random: Random) -> None:
-        self.do("create", self.new(random), random.choice(self.modes), _content(random))
+        modes = given.MODES if self.as_root else given.USER_FILE_MODES
+        self.do("create", self.new(random), random.choice(modes), _content(random))
 
     @rule(random=RANDOM)
     def write(self, random: Random) -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 from layermount import (
+    ClosedError,
     ConfigError,
     Event,
     EventKind,
     LayerBusyError,
     LayerMount,
     LayerMountConfig,
+    LayerMountFile,
     LayerUnavailableError,
 )
 from layermount.testing.trees import digest, file
@@ -74,13 +77,13 @@ def test_w34_one_handle_serves_reads_and_writes_of_many_threads(tmp_path: Path) 
     rounds, readers = 30, 3
     wrong: list[object] = []
 
-    def read(handle: object, start: threading.Barrier, done: threading.Event) -> None:
+    def read(handle: LayerMountFile, start: threading.Barrier, done: threading.Event) -> None:
         start.wait(60)
         while True:
             # Looked at first, so that there is one read after the last write.
             last = done.is_set()
             try:
-                data = handle.pread(len(OLD), 0)  # type: ignore[attr-defined]  # a LayerMountFile
+                data = handle.pread(len(OLD), 0)
             except OSError as error:
                 wrong.append(error)
                 return
@@ -116,24 +119,41 @@ def is_mixture(item: object) -> bool:
     return isinstance(item, bytes) and len(item) == len(OLD) and set(item) <= set(b"on")
 
 
+@pytest.fixture
+def many_switches() -> Iterator[None]:
+    """Threads that take turns every few instructions, so that what can go wrong does."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("many_switches")
 def test_w34_closing_under_a_reader_is_an_error_not_another_file(tmp_path: Path) -> None:
     """W-34: after a close there is a ClosedError, never the data of whoever got the number next."""
-    found: set[bytes] = set()
-    with open_overlay(tmp_path, {"f": file(b"mine"), "g": file(b"other")}) as mount:
-        for _ in range(200):
-            handle = mount.open_file("f", os.O_RDONLY)
-            thread = threading.Thread(target=handle.close)
-            thread.start()
-            others = [mount.open_file("g", os.O_RDONLY) for _ in range(2)]
-            try:
+    found: set[object] = set()
+
+    def read(handle: LayerMountFile) -> None:
+        try:
+            while True:
                 found.add(handle.pread(9, 0))
-            except ValueError:
-                found.add(b"mine")
-            thread.join(60)
+        except (ClosedError, OSError) as error:
+            found.add(type(error))
+
+    with open_overlay(tmp_path, {"f": file(b"mine"), "g": file(b"other")}) as mount:
+        for _ in range(100):
+            handle = mount.open_file("f", os.O_RDONLY)
+            threads = [threading.Thread(target=read, args=(handle,)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            handle.close()
+            others = [mount.open_file("g", os.O_RDONLY) for _ in range(3)]
+            for thread in threads:
+                thread.join(60)
             for other in others:
                 other.close()
         assert mount.get_stats().active_handles == 0
-    assert found == {b"mine"}
+    assert found == {b"mine", ClosedError}
 
 
 def test_w54_an_upper_has_one_owner(tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ def test_w25_a_directory_is_not_moved_into_itself(tmp_path: Path, target: str, o
             mount.rename("d", target)
         assert caught.value.errno == errno.EINVAL
         assert names_below(mount) == ["d", "d/f", "d/sub"]
+        assert mount.get_stats().copy_ups == 0
         mount.rename("d", "d")
         assert names_below(mount) == ["d", "d/f", "d/sub"]
 

@@ -150,6 +150,7 @@ class CopyUp:
         with work.discarding(name):
             self._metadata(source, ".", name, status)
             self._record_origin(node, source, ".", name, status)
+            self._permissions(source, ".", name, status)
             copy.apply_times(work.fd, name, status)
             with self._times_kept(parent):
                 self._land(parent, node, name)
@@ -219,18 +220,19 @@ class CopyUp:
             os.ftruncate(task.work_fd, task.status.st_size)
         elif task.size is not None:
             os.ftruncate(task.work_fd, task.size)
-        if task.source_fd is not None:
-            self._upper.work.sync_data(task.work_fd)
 
     def _transfer(self, source_fd: int, target_fd: int, size: int) -> None:
+        """Copy data, and put it on disk as the durability setting says."""
         can = self._upper.can
-        copy.copy_data(
+        written = copy.copy_data(
             source_fd,
             target_fd,
             size,
             reflink=can(Capabilities.REFLINK),
             sparse=can(Capabilities.SPARSE_FILES),
         )
+        if written:
+            self._upper.work.sync_data(target_fd)
 
     def _finish(self, node: Node, task: _Copy) -> None:
         if node.removed:
@@ -243,6 +245,7 @@ class CopyUp:
         self._record_origin(node, node.holder, node.entry, name, task.status)
         if task.shell:
             self._upper.set_record(work.fd, name, "metacopy", b"")
+        self._permissions(node.holder, node.entry, name, task.status)
         if task.size in (None, task.status.st_size):
             copy.apply_times(work.fd, name, task.status)
         if task.work_fd is not None:
@@ -270,17 +273,28 @@ class CopyUp:
         self._done(node)
 
     def _metadata(self, source: Directory, entry: str, name: str, status: os.stat_result) -> None:
-        """Owner, mode and attributes: the owner first, because changing it clears the others."""
+        """Owner and attributes: the owner first, because changing it clears some of the others."""
         target = self._upper.staging
         owners = self._upper.can(Capabilities.OWNERS)
         if not owners and (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
             self._warn(source, entry, "copied up as the caller's own: no right to give files away")
-        copy.apply_owner_and_mode(target.fd, name, status, owners=owners)
+        if owners:
+            copy.apply_owner(target.fd, name, status)
         present = source.listxattr(entry)
         kept = [key for key in present if self._can_keep(key)]
         if len(kept) < len(present):
             self._warn(source, entry, "copied up without attributes that the upper cannot hold")
-        copy.copy_xattrs(source, entry, target, name, keys=kept)
+        early = [key for key in kept if key != copy.ACL_ACCESS]
+        copy.copy_xattrs(source, entry, target, name, keys=early)
+
+    def _permissions(
+        self, source: Directory, entry: str, name: str, status: os.stat_result
+    ) -> None:
+        """ACL and mode, last but for the times: they may forbid the caller to set the rest."""
+        if self._can_keep(copy.ACL_ACCESS) and copy.ACL_ACCESS in source.listxattr(entry):
+            target = self._upper.staging
+            copy.copy_xattrs(source, entry, target, name, keys=[copy.ACL_ACCESS])
+        copy.apply_mode(self._upper.work.fd, name, status)
 
     def _can_keep(self, key: str) -> bool:
         if key in (copy.ACL_ACCESS, copy.ACL_DEFAULT):
@@ -359,7 +373,6 @@ class CopyUp:
                     # Writing took it away.
                     os.setxattr(target_fd, CAPABILITY_XATTR, capability)
                 os.utime(target_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
-            self._upper.work.sync_data(target_fd)
             with self._tree.lock:
                 for record in ("metacopy", "redirect"):
                     self._drop_record(target_fd, record)

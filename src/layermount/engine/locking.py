@@ -10,7 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from layermount.errors import ConfigError, LayerBusyError
@@ -111,12 +111,19 @@ def refuse_overlap(layers: Sequence[tuple[str, Path]]) -> None:
             raise ConfigError(f"{name} and {known[identity]} are the same directory, {str(path)!r}")
         known[identity] = name
     for name, path in layers:
-        for above in path.resolve().parents:
-            if above.exists() and _identity(above) in known:
-                raise ConfigError(f"{name} {str(path)!r} lies inside {known[_identity(above)]}")
-            if os.path.ismount(above):
-                # What is mounted inside a layer is not of the layer.
-                break
+        outer = next((known[i] for i in _ancestors(path.resolve().parent) if i in known), None)
+        if outer is not None:
+            raise ConfigError(f"{name} {str(path)!r} lies inside {outer}")
+
+
+def _ancestors(path: Path) -> Iterator[tuple[int, int]]:
+    """The identities of a directory and those above it, up to where its filesystem is mounted."""
+    for above in (path, *path.parents):
+        if above.exists():
+            yield _identity(above)
+        if os.path.ismount(above):
+            # What is mounted inside a layer is not of the layer.
+            return
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -60,6 +60,24 @@ class _Pending(threading.local):
         self.events: deque[Event] = deque()
 
 
+class _Looking:
+    """Around a look: the lock held, the overlay open. A class, because it is entered for each look."""
+
+    __slots__ = ("_overlay",)
+
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
+
+    def __enter__(self) -> None:
+        self._overlay.tree.lock.acquire()
+        if self._overlay.is_closed:
+            self._overlay.tree.lock.release()
+            raise ClosedError("the overlay is closed")
+
+    def __exit__(self, *_error: object) -> None:
+        self._overlay.tree.lock.release()
+
+
 class Overlay:
     """An open overlay: a tree of nodes that can be looked at and, with an upper, changed.
 
@@ -450,11 +468,8 @@ class Overlay:
         if self._closed:
             raise ClosedError("the overlay is closed")
 
-    @contextlib.contextmanager
-    def _looking(self) -> Iterator[None]:
-        with self.tree.lock:
-            self._require_open()
-            yield
+    def _looking(self) -> _Looking:
+        return _Looking(self)
 
     @contextlib.contextmanager
     def _changing(self, *, locked: bool = True) -> Iterator[_Writers]:

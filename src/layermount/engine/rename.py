@@ -260,11 +260,12 @@ class Rename:
         name = work.name()
         os.mkdir(name, 0o700, dir_fd=work.fd)
         with work.discarding(name):
-            copy.apply_owner_and_mode(work.fd, name, status)
+            copy.apply_owner(work.fd, name, status)
             copy.copy_xattrs(
                 directory, ".", self._upper.staging, name, keys=directory.listxattr(".")
             )
             self._upper.set_record(work.fd, name, "opaque", b"y")
+            copy.apply_mode(work.fd, name, status)
             copy.apply_times(work.fd, name, status)
             parent = target.parent
             assert parent is not None  # noqa: S101  the root is never a target

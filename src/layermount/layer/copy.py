@@ -29,11 +29,15 @@ ACL_DEFAULT = "system.posix_acl_default"
 
 def copy_data(
     source_fd: int, target_fd: int, size: int, *, reflink: bool = True, sparse: bool = True
-) -> None:
+) -> bool:
     """Give an empty file the first `size` bytes of another, holes kept as holes.
 
     Shares the blocks when both lie on one filesystem that can (FICLONE), else copies inside the
     kernel, else reads and writes. The target is not synced. File positions move.
+
+    Returns:
+        Whether bytes were written that are not on disk yet; not so when blocks are shared, which the
+        filesystem puts in order with a later rename by itself.
 
     Raises:
         OSError: ENOSPC, EDQUOT or EIO, with the target partly written.
@@ -41,14 +45,15 @@ def copy_data(
     Source: ioctl_ficlone(2), copy_file_range(2), lseek(2).
     """
     if size == 0:
-        return
+        return False
     if reflink and _clone(source_fd, target_fd):
         os.ftruncate(target_fd, size)
-        return
+        return False
     segments = files.data_segments(source_fd, size) if sparse else [(0, size)]
     for start, end in segments:
         _copy_segment(source_fd, target_fd, start, end)
     os.ftruncate(target_fd, size)
+    return True
 
 
 def _clone(source_fd: int, target_fd: int) -> bool:
@@ -111,12 +116,13 @@ def copy_xattrs(
         xattrs.setxattr(target.fd, name, marks.to_disk(key), value)
 
 
-def apply_owner_and_mode(
-    dir_fd: int, name: str, status: os.stat_result, *, owners: bool = True
-) -> None:
-    """Give a work file the owner and the mode in `status`; the owner first, it clears mode bits."""
-    if owners:
-        os.chown(name, status.st_uid, status.st_gid, dir_fd=dir_fd, follow_symlinks=False)
+def apply_owner(dir_fd: int, name: str, status: os.stat_result) -> None:
+    """Give a work file the owner in `status`; before anything else, because it clears mode bits."""
+    os.chown(name, status.st_uid, status.st_gid, dir_fd=dir_fd, follow_symlinks=False)
+
+
+def apply_mode(dir_fd: int, name: str, status: os.stat_result) -> None:
+    """Give a work file the mode in `status`; after the attributes, which it may forbid to set."""
     if not stat.S_ISLNK(status.st_mode):
         chmod(dir_fd, name, stat.S_IMODE(status.st_mode))
 

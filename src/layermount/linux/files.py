@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import struct
 
@@ -40,6 +41,7 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
+_OPEN_HOW_SIZE = ctypes.sizeof(_OpenHow)
 _openat2 = bind_syscall(
     437, ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_OpenHow), ctypes.c_size_t
 )
@@ -68,8 +70,14 @@ def openat2(dir_fd: int, name: str, flags: int, *, resolve: int, mode: int = 0) 
             RESOLVE_BENEATH or a mount point under RESOLVE_NO_XDEV, ENOSYS before Linux 5.6,
             and what open(2) gives.
     """
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
-    return check(_openat2(dir_fd, os.fsencode(name), how, ctypes.sizeof(how)), name)
+    how = _open_how(flags | os.O_CLOEXEC, mode, resolve)
+    return check(_openat2(dir_fd, os.fsencode(name), how, _OPEN_HOW_SIZE), name)
+
+
+@functools.cache
+def _open_how(flags: int, mode: int, resolve: int) -> _OpenHow:
+    """The kernel only reads it, so the few combinations in use are made once."""
+    return _OpenHow(flags, mode, resolve)
 
 
 def renameat2(old_dir_fd: int, old: str, new_dir_fd: int, new: str, flags: int = 0) -> None:

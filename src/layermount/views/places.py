@@ -18,7 +18,10 @@ from layermount.linux import probe_directory
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SHARED = "/var/tmp"  # noqa: S108  what is below it is checked
-_UNUSABLE = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM, errno.ENOENT, errno.ENOSPC)
+_UNUSABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP),
+)
 _HINT = "set LAYERMOUNT_STATE_DIR to a directory of your own"
 
 

@@ -61,7 +61,7 @@ def test_a_patch_is_about_as_short_as_difflib_makes_it(old: list[int], new: list
     with tempfile.TemporaryDirectory() as name:
         trees = ({"f": file(text.encode(), mtime_ns=n)} for n, text in enumerate(texts))
         content = patches(Path(name), *trees).decode().splitlines()
-    reference = list(difflib.unified_diff(*(text.splitlines() for text in texts), lineterm=""))
+    reference = list(difflib.unified_diff(texts[0].splitlines(), texts[1].splitlines()))
     assert len(content) <= len(reference) + 2 * min(len(old), len(new))
 
 

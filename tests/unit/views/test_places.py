@@ -87,5 +87,5 @@ def test_a_place_that_is_a_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (home / "file").write_text("")
     monkeypatch.setenv("LAYERMOUNT_STATE_DIR", str(home / "file/state"))
     assert places.existing() == []
-    with pytest.raises(ViewError, match="Not a directory"):
+    with pytest.raises(ViewError, match="cannot be used: File exists"):
         places.usable([])
