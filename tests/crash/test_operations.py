@@ -72,9 +72,10 @@ class Bench:
         inode = entry.inode if entry.inode in self.inodes else None
         if entry.kind != DIRECTORY:
             return dataclasses.replace(entry, inode=inode, mtime_ns=self._time(entry.mtime_ns))
-        # A directory's time moves when an entry is taken away to be removed, or a mark is replaced, a
-        # little before or after the operation itself. Its count of links and its number
-        # say whether lowers are merged into it, which may be decided while it looks the same.
+        # A directory's time moves when an entry is taken away to be removed, or a mark is
+        # replaced, a little before or after the operation itself. Its count of links and its
+        # number say whether lowers are merged into it, which may be decided while it looks the
+        # same.
         return dataclasses.replace(entry, inode=None, mtime_ns=None, nlink=None)
 
     def _time(self, mtime_ns: int | None) -> int | None:

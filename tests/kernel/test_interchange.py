@@ -507,7 +507,7 @@ def test_fuse_overlayfs_shows_what_the_engine_wrote(tmp_path: Path, script: str)
     layers = ":".join(map(str, bench.lowers))
     options = f"lowerdir={layers},upperdir={bench.base}/upper,workdir={bench.base}/work"
     null = subprocess.DEVNULL
-    command = ["fuse-overlayfs", "-o", options, mounted]
+    command = ["fuse-overlayfs", "-o", options, str(mounted)]
     subprocess.run(command, check=True, stdin=null, stdout=null, stderr=null)
     try:
         shown = snapshot(mounted)

@@ -32,7 +32,7 @@ from layermount.testing.oracles import (
     Target,
     attempt,
 )
-from layermount.testing.trees import Entry, Snapshot, assert_same, snapshot, without
+from layermount.testing.trees import Entry, Snapshot, Tree, assert_same, snapshot, without
 from tests.property import layers as given
 from tests.property.sides import Side, all_paths
 
@@ -50,6 +50,8 @@ class Comparison(RuleBasedStateMachine):
 
     marks: ClassVar[KernelMarks]
     with_kernel: ClassVar[bool]
+    metacopy = kernel_metacopy = thorough = True
+    capacity = 10_000
     as_root: ClassVar[bool] = os.geteuid() == 0
 
     def __init__(self) -> None:
@@ -65,13 +67,16 @@ class Comparison(RuleBasedStateMachine):
 
     @initialize(random=RANDOM)
     def start(self, random: Random) -> None:
-        layers = given.layers(random, root=self.as_root)
-        for number, layer in enumerate(layers):
-            for path, entry in layer.items():
-                self.say(f"lower {number}: {path}: {_described(entry)}")
         self.metacopy, self.kernel_metacopy = random.choice(_BOTH), random.choice(_BOTH)
         self.thorough = random.choice((True, False))
         self.capacity = random.choice((1, 2, 10_000))
+        self.begin(given.layers(random, root=self.as_root))
+
+    def begin(self, layers: list[Tree]) -> None:
+        """Lay the layers out and open everything."""
+        for number, layer in enumerate(layers):
+            for path, entry in layer.items():
+                self.say(f"lower {number}: {path}: {_described(entry)}")
         self.since_ns = time.time_ns() - 10**9
         plain = trees.build(self.base / "plain", trees.merged(layers), marks=OCI)
         self.plain = DirectoryTarget(plain)

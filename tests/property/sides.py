@@ -76,9 +76,10 @@ def _copy(path: Path, copy: Path, status: os.stat_result) -> None:
     else:
         os.mknod(copy, status.st_mode, status.st_rdev)
     os.chown(copy, status.st_uid, status.st_gid, follow_symlinks=False)
-    if not stat.S_ISLNK(status.st_mode):
-        copy.chmod(stat.S_IMODE(status.st_mode))
-    for key in os.listxattr(path, follow_symlinks=False):
+    # ACL and mode last: they may forbid the rest.
+    for key in sorted(os.listxattr(path, follow_symlinks=False), reverse=True):
         value = os.getxattr(path, key, follow_symlinks=False)
         os.setxattr(copy, key, value, follow_symlinks=False)
+    if not stat.S_ISLNK(status.st_mode):
+        copy.chmod(stat.S_IMODE(status.st_mode))
     os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)

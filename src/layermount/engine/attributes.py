@@ -53,7 +53,8 @@ class Attributes:
         """Set the mode's twelve low bits; a link has none of its own (EOPNOTSUPP)."""
         if node.kind == LINK:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), node.name)
-        require_owner(self._tree.getattr(node))
+        with self._tree.lock:
+            require_owner(self._tree.getattr(node))
         self._copy_up.bring_up(node, data=False)
         with self._tree.lock:
             fd, name = self._physical(node)
@@ -69,7 +70,8 @@ class Attributes:
 
     def utimens(self, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
         """Set access and modification time; None leaves one as it is."""
-        require_owner(self._tree.getattr(node))
+        with self._tree.lock:
+            require_owner(self._tree.getattr(node))
         self._copy_up.bring_up(node, data=False)
         with self._tree.lock:
             fd, name = self._physical(node)
@@ -91,7 +93,8 @@ class Attributes:
         if node.kind != REGULAR:
             number = errno.EISDIR if node.kind == DIRECTORY else errno.EINVAL
             raise refusal(number, node.name)
-        require_access(node, os.W_OK)
+        with self._tree.lock:
+            require_access(node, os.W_OK)
         self._copy_up.bring_up(node, size=size)
         with self._tree.lock:
             fd, name = self._physical(node)

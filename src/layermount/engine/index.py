@@ -138,7 +138,6 @@ def _merge(
     deleted = []
     for name, kind in entries:
         if kind == WHITEOUT:
-            _see_lower(index, lower_closed, name, kind)
             deleted.append(name)
             continue
         if name not in names:
@@ -157,6 +156,8 @@ def _merge(
             index._merged[name] = (*merged, position)
         else:
             closed.add(name)
+    for name in deleted:
+        _see_lower(index, lower_closed, name, WHITEOUT)
     closed.update(deleted)
 
 

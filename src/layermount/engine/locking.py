@@ -10,11 +10,17 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 from layermount.errors import ConfigError, LayerBusyError
 from layermount.linux import mountinfo
+
+_Place = tuple[str, PurePosixPath]
+_PATH_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_UNUSABLE = (
+    errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 def lock(fd: int, path: Path, role: str) -> None:
@@ -93,39 +99,49 @@ def _describe(pid: int) -> str:
 def refuse_overlap(layers: Sequence[tuple[str, Path]]) -> None:
     """Refuse a layer that is another one, or lies inside another one.
 
-    What is changed through one would show, or vanish, in the other.
+    What is changed through one would show, or vanish, in the other. Compared is where directories are
+    in their filesystems, so that bind mounts deceive nobody, and what is merely mounted inside a layer
+    is not taken for a part of it.
 
     Args:
-        layers: (what it is called in messages, path) of upper, work directory and lowers.
+        layers: (what it is called in messages, path) of upper, work directory and lowers. One that
+            does not exist yet is compared by where it would be.
 
     Raises:
         ConfigError: Two of them overlap.
     """
-    known: dict[tuple[int, int], str] = {}
-    for name, path in layers:
-        # What does not exist is refused by who opens it, or is a work directory still to be made.
-        if not path.exists():
-            continue
-        identity = _identity(path)
-        if identity in known:
-            raise ConfigError(f"{name} and {known[identity]} are the same directory, {str(path)!r}")
-        known[identity] = name
-    for name, path in layers:
-        outer = next((known[i] for i in _ancestors(path.resolve().parent) if i in known), None)
+    mounted = {mount.mount_id: mount for mount in mountinfo.mounts()}
+    places = [(name, path, _place(path, mounted)) for name, path in layers]
+    known: dict[_Place, str] = {}
+    for name, path, place in places:
+        if place in known:
+            raise ConfigError(f"{name} and {known[place]} are the same directory, {str(path)!r}")
+        if place is not None:
+            known[place] = name
+    for name, path, place in places:
+        device, inside = place or ("", PurePosixPath())
+        outer = next((known[device, p] for p in inside.parents if (device, p) in known), None)
         if outer is not None:
             raise ConfigError(f"{name} {str(path)!r} lies inside {outer}")
 
 
-def _ancestors(path: Path) -> Iterator[tuple[int, int]]:
-    """The identities of a directory and those above it, up to where its filesystem is mounted."""
-    for above in (path, *path.parents):
-        if above.exists():
-            yield _identity(above)
-        if os.path.ismount(above):
-            # What is mounted inside a layer is not of the layer.
-            return
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
+def _place(path: Path, mounted: Mapping[int, mountinfo.Mount]) -> _Place | None:
+    """Where a directory is, or will be: its filesystem, and the path in that; None if unusable."""
+    try:
+        fd = os.open(path, _PATH_FLAGS)
+    except FileNotFoundError:
+        above = _place(path.parent, mounted) if path.name else None
+        return None if above is None else (above[0], above[1] / path.name)
+    except OSError as error:
+        if error.errno in _UNUSABLE:
+            return None
+        raise
+    try:
+        real = os.readlink(f"/proc/self/fd/{fd}")
+        mount = mounted.get(mountinfo.mount_id_of(fd))
+        if mount is None:
+            # Its mount point is outside this process's root.
+            return f"device {os.fstat(fd).st_dev}", PurePosixPath(real)
+        return mount.device, PurePosixPath(mount.root, os.path.relpath(real, mount.target))
+    finally:
+        os.close(fd)

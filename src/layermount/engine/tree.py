@@ -22,7 +22,6 @@ from layermount.engine.search import Level, Search
 from layermount.layer.base import DIRECTORY, REGULAR, Directory, Layer
 from layermount.layer.directory import DirectoryLayer
 
-
 #: The fields of `os.stat_result` that are not in its tuple.
 _BEYOND_TUPLE = (
     "st_atime", "st_mtime", "st_ctime", "st_atime_ns", "st_mtime_ns", "st_ctime_ns", "st_blksize",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
 import stat
+from collections.abc import Iterable
 
 from layermount.layer.base import Directory
 from layermount.layer.directory import LayerDirectory

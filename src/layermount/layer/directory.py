@@ -380,6 +380,8 @@ def _kind_of(entry: os.DirEntry[str]) -> int:
 
 
 def _is_followable(target: str) -> bool:
+    if "\0" in target:
+        return False
     if not target.startswith("/"):
         return target not in ("", ".", "..") and "/" not in target
     return all(part not in ("", ".", "..") for part in target[1:].split("/"))

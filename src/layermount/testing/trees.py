@@ -170,7 +170,8 @@ def _make_whiteout(root: Path, target: Path, marks: Marks) -> None:
 def _finish(target: Path, entry: Entry, marks: Marks) -> None:
     if entry.owner is not None:
         os.chown(target, *entry.owner, follow_symlinks=False)
-    for key, value in entry.xattrs.items():
+    # `user.*` before ACL and mode, which may forbid it.
+    for key, value in sorted(entry.xattrs.items(), reverse=True):
         os.setxattr(target, marks.to_disk(key), value, follow_symlinks=False)
     if entry.opaque:
         _make_opaque(target, marks)

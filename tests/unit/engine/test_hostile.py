@@ -1,10 +1,9 @@
-"""Layers made to do harm, and callers who ask for what must be refused. Rules: B1 to B4, L1 to L4."""
+"""Layers made to do harm, and callers who ask for too much. Rules: B1 to B4, L1 to L4."""
 
 from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from layermount.config import LayerMountConfig
-from layermount.engine.node import DirectoryNode, Node
+from layermount.engine.node import DirectoryNode
 from layermount.engine.overlay import Overlay
 from layermount.errors import (
     ConfigError,
@@ -25,7 +24,7 @@ from layermount.errors import (
 )
 from layermount.layer.base import CHARACTER_DEVICE, LINK, REGULAR
 from layermount.layer.marks import OVERLAY, OVERLAY_USER
-from layermount.linux import files, mounts
+from layermount.linux import mounts
 from layermount.testing.oracles import EngineTarget
 from layermount.testing.trees import build, digest, directory, file, snapshot, symlink
 from tests import forked
@@ -54,8 +53,8 @@ def outside(tmp_path: Path) -> Iterator[Path]:
     assert digest(secret) == before, "something outside the layers was changed"
 
 
-LINKS = {
-    "absolute": lambda outside: str(outside),
+LINKS: dict[str, Callable[[Path], str]] = {
+    "absolute": str,
     "upwards": lambda outside: f"../../{outside.name}",
     "proc": lambda outside: f"/proc/self/cwd/../../..{outside}",
 }
@@ -97,9 +96,7 @@ def test_a_link_in_the_middle_of_a_lower_hides_what_is_deeper(
     far = build(tmp_path / "far", {"dir/file": file()})
     with opened(tmp_path / "upper", near, far) as target:
         assert set(snapshot(target)) == {".", "dir"}
-        with pytest.raises(NotADirectoryError):
-            target.overlay.lookup(target.overlay.root, "dir").path  # noqa: B018  # it is a link
-            target.listdir("dir/../dir/file/..")
+        assert not isinstance(target.overlay.lookup(target.overlay.root, "dir"), DirectoryNode)
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "/", "", "../outside/secret"])
@@ -127,10 +124,8 @@ def test_a_name_is_one_component(tmp_path: Path, outside: Path, name: str) -> No
 
 
 def test_a_parent_swapped_for_a_link_leads_nothing_outside(tmp_path: Path, outside: Path) -> None:
-    """Somebody swaps a directory of the upper, and of a lower, for a link while the engine works."""
-    lower = build(
-        tmp_path / "lower", {f"dir/sub/{number}": file(b"lower") for number in range(50)}
-    )
+    """Somebody swaps a directory of each layer for a link while the engine works."""
+    lower = build(tmp_path / "lower", {f"dir/sub/{number}": file(b"lower") for number in range(50)})
     upper = build(tmp_path / "upper", {"dir/sub": directory(), "secret": file()})
     stop = threading.Event()
 
@@ -187,7 +182,21 @@ def test_a_parent_swapped_for_a_link_leads_nothing_outside(tmp_path: Path, outsi
 
 @pytest.mark.parametrize(
     "target",
-    [b"", b".", b"..", b"/", b"//", b"a/b", b"/a//b", b"/../outside", b"/a/..", b"/a/./b", b"../a"],
+    [
+        b"",
+        b".",
+        b"..",
+        b"/",
+        b"//",
+        b"a/b",
+        b"/a//b",
+        b"/../outside",
+        b"/a/..",
+        b"/a/./b",
+        b"../a",
+        b"/a\0b",
+        b"a\0",
+    ],
 )
 def test_a_redirect_that_cannot_be_followed_is_damage(
     tmp_path: Path, outside: Path, target: bytes
@@ -202,20 +211,17 @@ def test_a_redirect_that_cannot_be_followed_is_damage(
         snapshot(overlay)
 
 
-@pytest.mark.parametrize("target", [b"/nowhere/at/all", b"nowhere", b"/file", b"/a\0b", b"/link/dir"])
+@pytest.mark.parametrize("target", [b"/nowhere/at/all", b"nowhere", b"/file", b"/link/dir"])
 def test_a_redirect_to_nothing_shows_the_directory_alone(
     tmp_path: Path, outside: Path, target: bytes
 ) -> None:
     near = build(tmp_path / "near", {"dir/near": file()})
-    far = build(tmp_path / "far", {"dir/far": file(), "file": file(), "link": symlink(str(outside))})
+    far = build(
+        tmp_path / "far", {"dir/far": file(), "file": file(), "link": symlink(str(outside))}
+    )
     os.setxattr(near / "dir", MARKS.key("redirect"), target)
     with opened(tmp_path / "upper", near, far) as overlay:
-        try:
-            shown = [name for name, _ in overlay.listdir("dir")]
-        except LayerCorruptError:
-            assert b"\0" in target
-        else:
-            assert shown == ["near"]
+        assert overlay.listdir("dir") == [("near", REGULAR)]
 
 
 @pytest.mark.parametrize("record", ["origin", "nlink", "impure", "opaque", "uuid", "protattr"])
@@ -279,7 +285,9 @@ def test_no_mark_can_be_made_by_its_form(tmp_path: Path) -> None:
         assert target.listdir("dir") == []
 
 
-@pytest.mark.parametrize("name", ["a" * 255, "é" * 127, "\udcff\udc80", "new\nline", " ", "\\", "~"])
+@pytest.mark.parametrize(
+    "name", ["a" * 255, "é" * 127, "\udcff\udc80", "new\nline", " ", "\\", "~"]
+)
 def test_any_name_is_kept(tmp_path: Path, name: str) -> None:
     lower = build(tmp_path / "lower", {name: file(b"lower"), f"dir/{name}/{name}": file()})
     with opened(tmp_path / "upper", lower) as target:
@@ -290,7 +298,9 @@ def test_any_name_is_kept(tmp_path: Path, name: str) -> None:
         assert target.readlink(name) == name
     with opened(tmp_path / "upper", lower) as target:
         assert target.readlink(name) == name
-        assert [found for found, _ in target.listdir(f"{name}2"[-255:])] == [name] or len(name) == 255
+        assert [found for found, _ in target.listdir(f"{name}2"[-255:])] == [name] or len(
+            name
+        ) == 255
 
 
 @pytest.mark.parametrize("name", ["a" * 256, "é" * 128, "a" * 5000])
@@ -467,18 +477,17 @@ def test_filesystems(tmp_path: Path, ext4_dir: Path) -> None:
     assert after == {path.replace("dir", "moved"): inode for path, inode in before.items()}
 
 
-@pytest.mark.parametrize(
-    ("what", "error"),
-    [("missing", LayerUnavailableError), ("file", LayerUnavailableError), ("loop", LayerMountError)],
-)
-def test_what_is_no_directory_is_unavailable(
-    tmp_path: Path, what: str, error: type[LayerMountError]
-) -> None:
+@pytest.mark.parametrize("what", ["missing", "file", "loop"])
+def test_what_is_no_directory_is_unavailable(tmp_path: Path, what: str) -> None:
     (tmp_path / "upper").mkdir()
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "loop").symlink_to("loop")
-    for upper, lowers in ((tmp_path / what, [tmp_path]), (tmp_path / "upper", [tmp_path / what])):
-        with pytest.raises(error):
+    (tmp_path / "lower").mkdir()
+    for upper, lowers in (
+        (tmp_path / what, [tmp_path / "lower"]),
+        (tmp_path / "upper", [tmp_path / what]),
+    ):
+        with pytest.raises(LayerUnavailableError):
             Overlay(LayerMountConfig(upper, lowers))
 
 
