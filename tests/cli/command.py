@@ -93,9 +93,9 @@ class Person:
         return json.loads(done.stdout)
 
     def kept(self) -> list[dict[str, Any]]:
-        """The views that are kept."""
+        """The views that are kept, but of others who run tests at the same time."""
         views: list[dict[str, Any]] = self.json("list")["views"]
-        return views
+        return [view for view in views if view["target"].startswith(str(self.base))]
 
     def one_kept(self) -> str:
         """The name of the only view that is kept."""

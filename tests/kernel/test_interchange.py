@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,13 +202,28 @@ class Bench:
 
     @contextmanager
     def kernel(self, *options: str) -> Iterator[KernelTarget]:
-        target = KernelTarget(
-            self.base / "mounted", self.base / "upper", self.base / "work", self.lowers, *options
-        )
+        target = self._mount(options)
         try:
             yield target
         finally:
             target.close()
+
+    def _mount(self, options: Sequence[str]) -> KernelTarget:
+        """A mount that was ended lives on for a moment in mount namespaces of other processes."""
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                return KernelTarget(
+                    self.base / "mounted",
+                    self.base / "upper",
+                    self.base / "work",
+                    self.lowers,
+                    *options,
+                )
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
 
 @pytest.fixture

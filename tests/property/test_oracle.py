@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from layermount.layer.marks import OVERLAY, OVERLAY_USER
+from tests.property.comparison import is_root
 from tests.property.machine import OverlayMachine
 from tests.property.walk import walk
 
@@ -39,7 +40,14 @@ class KernelUserMachine(OverlayMachine):
 
 MACHINES = [
     pytest.param(PlainMachine, id="plain"),
-    pytest.param(KernelMachine, id="kernel", marks=pytest.mark.needs("root", "overlay")),
+    pytest.param(
+        KernelMachine,
+        id="kernel",
+        marks=[
+            pytest.mark.needs("root", "overlay"),
+            pytest.mark.skipif(not is_root(), reason="privileged marks need the machine's root"),
+        ],
+    ),
     pytest.param(KernelUserMachine, id="kernel-user", marks=pytest.mark.needs("root", "overlay")),
 ]
 

@@ -666,7 +666,6 @@ def test_a_denied_operation_is_a_permission_error_with_the_path(tmp_path: Path) 
         assert mount.get_stats().copy_ups == 0
 
 
-@pytest.mark.xfail(strict=True, reason="a refusal is raised and not reported")
 def test_a_denied_operation_is_reported(tmp_path: Path) -> None:
     make_layers(tmp_path, GATED_LAYER)
     config = config_of(tmp_path)

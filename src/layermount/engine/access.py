@@ -10,7 +10,7 @@ import functools
 import os
 
 from layermount.engine.node import DirectoryNode, Node
-from layermount.engine.refusals import refusal
+from layermount.engine.refusals import missing, refusal
 from layermount.linux import files
 
 _CAP_DAC_OVERRIDE = 1 << 1
@@ -33,8 +33,10 @@ def require_access(node: Node, mode: int) -> None:
         mode: os.R_OK, os.W_OK and os.X_OK.
 
     Raises:
-        OSError: EACCES.
+        OSError: EACCES; ENOENT when the entry was removed, for another may have its name.
     """
+    if node.removed:
+        raise missing(node.name)
     if _overrides_permissions(os.geteuid()):
         return
     if isinstance(node, DirectoryNode):

@@ -57,10 +57,7 @@ def assemble(config: LayerMountConfig) -> Parts:
         stack.callback(pool.close)
         upper = None if config.upper_path is None else _open_upper(config, pool, stack)
         marks = _read_marks(config) if upper is None else upper.marks
-        lowers = [
-            _open_lower(path, dialect, marks, pool, stack)
-            for path, dialect in zip(config.lower_paths, config.lower_dialects, strict=True)
-        ]
+        lowers = _open_lowers(config, marks, pool, stack)
         layers = lowers if upper is None else [upper.layer, *lowers]
         redirects = marks is OVERLAY or any(map(_has_own_redirects, layers))
         tree = Tree(
@@ -136,17 +133,19 @@ def _read_marks(config: LayerMountConfig) -> KernelMarks:
     return OVERLAY if os.geteuid() == 0 else OVERLAY_USER
 
 
-def _open_lower(
-    path: Path,
-    dialect: str | None,
-    marks: Marks,
-    pool: DescriptorPool,
-    stack: contextlib.ExitStack,
-) -> DirectoryLayer:
-    own = marks if dialect is None else DIALECTS[dialect]
-    layer = DirectoryLayer(path, own, pool, read_only=True)
-    stack.callback(layer.close)
-    return layer
+def _open_lowers(
+    config: LayerMountConfig, marks: Marks, pool: DescriptorPool, stack: contextlib.ExitStack
+) -> list[DirectoryLayer]:
+    """The lowers, nearest first, down to one whose root is opaque: what is deeper is never seen."""
+    lowers = []
+    for path, dialect in zip(config.lower_paths, config.lower_dialects, strict=True):
+        own = marks if dialect is None else DIALECTS[dialect]
+        layer = DirectoryLayer(path, own, pool, read_only=True)
+        stack.callback(layer.close)
+        lowers.append(layer)
+        if layer.root.is_opaque():
+            break
+    return lowers
 
 
 def _named_paths(config: LayerMountConfig) -> list[tuple[str, Path]]:

@@ -95,13 +95,13 @@ class Attributes:
             raise refusal(number, node.name)
         with self._tree.lock:
             require_access(node, os.W_OK)
-        self._copy_up.bring_up(node, size=size)
+        if self._copy_up.bring_up(node, size=size):
+            return
         with self._tree.lock:
             fd, name = self._physical(node)
             target = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
         try:
-            # What was copied up has the size, but may have set-user-id still. By its path: unlike
-            # ftruncate(2) this leaves the time of what has the size already.
+            # By its path: unlike ftruncate(2) this leaves the time of what has the size already.
             os.truncate(f"/proc/self/fd/{target}", size)
         finally:
             os.close(target)

@@ -248,6 +248,10 @@ class CopyUp:
         self._permissions(node.holder, node.entry, name, task.status)
         if task.size in (None, task.status.st_size):
             copy.apply_times(work.fd, name, task.status)
+        if task.size is not None and task.work_fd is not None:
+            # It has the size. Truncating also takes set-user-id away, and decides about the time;
+            # by its path, as ftruncate(2) always changes that.
+            os.truncate(f"/proc/self/fd/{task.work_fd}", task.size)
         if task.work_fd is not None:
             work.sync_entry(task.work_fd)
         parent = parent_of(node)

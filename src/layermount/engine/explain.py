@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from layermount.engine.gate import ask
 from layermount.engine.node import DirectoryNode, Node
 from layermount.engine.overlay import Overlay
 from layermount.errors import ClosedError
@@ -96,8 +97,7 @@ def explain(overlay: Overlay, parts: list[str], *, first_is_upper: bool = False)
     Raises:
         ClosedError: The overlay is closed.
     """
-    if overlay.gate is not None:
-        overlay.gate.check(Operation.GET_INFO, "/".join(parts))
+    ask(overlay.gate, overlay.events, Operation.GET_INFO, "/".join(parts))
     with overlay.tree.lock:
         if overlay.is_closed:
             raise ClosedError("the overlay is closed")

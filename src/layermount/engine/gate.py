@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from layermount.events import Operation
+from layermount.errors import AccessDeniedError
+from layermount.events import Event, EventBus, EventKind, Operation
 
 
 class Gate(Protocol):
@@ -20,3 +21,18 @@ class Gate(Protocol):
         Raises:
             AccessDeniedError: The operation is refused.
         """
+
+
+def ask(gate: Gate | None, events: EventBus, operation: Operation, path: str) -> None:
+    """Ask whether an operation may happen; a refusal is reported as an event.
+
+    Raises:
+        AccessDeniedError: It may not.
+    """
+    if gate is None:
+        return
+    try:
+        gate.check(operation, path)
+    except AccessDeniedError as error:
+        events.publish(Event(EventKind.ACCESS_DENIED, path, message=str(error)))
+        raise

@@ -21,7 +21,7 @@ from layermount.engine.attributes import Attributes, place
 from layermount.engine.copyup import CopyUp
 from layermount.engine.counters import Counters
 from layermount.engine.create import Create
-from layermount.engine.gate import Gate
+from layermount.engine.gate import Gate, ask
 from layermount.engine.handles import Handle
 from layermount.engine.hardlinks import open_link_index
 from layermount.engine.marking import Marking
@@ -448,6 +448,7 @@ class Overlay:
 
     def sync(self) -> None:
         """Put everything that was changed on disk, unless durability is `volatile`."""
+        self._require_open()
         if self.upper is not None and self.config.durability is not Durability.VOLATILE:
             syncfs(self.upper.layer.root_fd)
 
@@ -458,7 +459,7 @@ class Overlay:
             path = node.path
             if name is not None:
                 path = f"{path}/{name}" if path else name
-            self.gate.check(operation, path)
+            ask(self.gate, self.events, operation, path)
 
     def _emit(self, event: Event) -> None:
         if self.events:

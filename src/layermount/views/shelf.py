@@ -117,9 +117,13 @@ def _taken(name: str) -> ViewExistsError:
 def _copy_metadata(target: Path, upper: Path) -> None:
     """The root of a view looks like the directory it covers, as far as the caller may give that."""
     status = target.stat()
-    with contextlib.suppress(PermissionError):
-        # Without privilege the root is the caller's; what is below is not touched by this.
+    try:
         os.chown(upper, status.st_uid, status.st_gid)
+    except OSError as error:
+        # Without privilege, or for an owner whom this user namespace does not know, the root is
+        # the caller's; what is below is not touched by this.
+        if error.errno not in (errno.EPERM, errno.EINVAL):
+            raise
     for key in os.listxattr(target):
         if not key.startswith(_FOREIGN):
             _copy_xattr(target, upper, key)
