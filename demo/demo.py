@@ -5,6 +5,7 @@ Nothing outside this folder is changed; the last step proves it. Run it with `ma
 
 from __future__ import annotations
 
+import ensurepip
 import os
 import shlex
 import shutil
@@ -85,13 +86,12 @@ def change(library: Path) -> None:
     started = time.monotonic()
     layermount("run", "--name", "demo", "--", "sh", "-c", script, show="run --name demo -- sh …")
     print(f"    done in {time.monotonic() - started:.1f} s")
-    say(f"Outside, nothing happened: pydoc_data is {'there' if (library / 'pydoc_data').is_dir() else 'GONE'}")
+    fate = "there" if (library / "pydoc_data").is_dir() else "GONE"
+    say(f"Outside, nothing happened: pydoc_data is {fate}.")
 
 
 def find_wheel() -> Path:
     """A wheel that every Python has with it: pip's own."""
-    import ensurepip
-
     places = [Path(ensurepip.__file__).parent / "_bundled", Path("/usr/share/python-wheels")]
     found = sorted(wheel for place in places for wheel in place.glob("pip-*.whl"))
     if not found:

@@ -73,9 +73,10 @@ class LayerMountConfig:
             `.layermount-work/NAME` beside the upper NAME, made when missing.
         capabilities: What may be used; what is used is this and what the filesystem really has.
         durability: When changes reach the disk.
-        dialect: `overlay` or `overlay-user`, how the marks are kept; None takes the one the upper is
-            in, and for a new one `overlay` where the right is there.
-        lower_dialects: For each lower `overlay`, `overlay-user`, `oci`, or None for the upper's own.
+        dialect: `overlay` or `overlay-user`, how the marks are kept; None takes the one the upper
+            is in, and for a new one `overlay` where the right is there.
+        lower_dialects: For each lower `overlay`, `overlay-user`, `oci`, or None for the upper's
+            own.
         own_redirects: With user marks (no privilege) the kernel follows no redirects, so renaming a
             lower's directory is EXDEV. True writes them all the same, and marks the upper so that
             the kernel host refuses it instead of showing a wrong tree.

@@ -31,7 +31,8 @@ class LayerMountError(Exception):
     """Base of every error that is not the operating system's own.
 
     Attributes:
-        hint: What the user can do about it, one sentence without a full stop; None if nothing is known.
+        hint: What the user can do about it, one sentence without a full stop; None if nothing is
+            known.
     """
 
     exit_code: ClassVar[int] = 1

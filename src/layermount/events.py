@@ -101,9 +101,9 @@ class Subscription:
 class EventBus:
     """Carries events to any number of subscribers, in the order they subscribed.
 
-    Delivery is synchronous, in the thread that caused the event, after the operation is complete and
-    with no lock of the engine held: a subscriber may use the overlay. A subscriber that raises is
-    logged to `layermount.events` and kept; the others and the engine go on.
+    Delivery is synchronous, in the thread that caused the event, after the operation is complete
+    and with no lock of the engine held: a subscriber may use the overlay. A subscriber that raises
+    is logged to `layermount.events` and kept; the others and the engine go on.
     """
 
     def __init__(self) -> None:

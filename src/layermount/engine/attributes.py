@@ -86,7 +86,8 @@ class Attributes:
         """Set a regular file's size; only the data that stays is copied up.
 
         Raises:
-            OSError: EISDIR for a directory, EINVAL for another kind or a negative size, EACCES, EFBIG.
+            OSError: EISDIR for a directory, EINVAL for another kind or a negative size, EACCES,
+                EFBIG.
         """
         if size < 0:
             raise refusal(errno.EINVAL, node.name)
@@ -112,7 +113,8 @@ class Attributes:
         The entry comes up before `flags` are looked at, as in the kernel.
 
         Raises:
-            OSError: EEXIST under XATTR_CREATE, ENODATA under XATTR_REPLACE, EOPNOTSUPP, EPERM, ENOSPC.
+            OSError: EEXIST under XATTR_CREATE, ENODATA under XATTR_REPLACE, EOPNOTSUPP, EPERM,
+                ENOSPC.
         """
         _require_settable(node, key)
         if key == copy.ACL_DEFAULT and node.kind != DIRECTORY:
@@ -147,7 +149,8 @@ def _require_settable(node: Node, key: str) -> None:
     """Refuse what no entry of this kind can have, before it is copied up.
 
     Raises:
-        OSError: EPERM for `user.*` of what is neither file nor directory, EOPNOTSUPP for a link's ACL.
+        OSError: EPERM for `user.*` of what is neither file nor directory, EOPNOTSUPP for a link's
+            ACL.
     """
     if key.startswith("user.") and node.kind not in (REGULAR, DIRECTORY):
         raise refusal(errno.EPERM, node.name)

@@ -80,15 +80,16 @@ class CopyUp:
 
         Args:
             node: Any node; the root is always up.
-            data: False when metadata is about to be changed: a regular file may come up without data.
+            data: False when metadata is about to be changed: a regular file may come up without
+                data.
             size: The file is about to be truncated to this size; no more data is copied.
 
         Returns:
             Whether data was copied up for it now; if so the file has `size`.
 
         Raises:
-            OSError: ENOENT when the node was removed, ENOSPC, EDQUOT, EIO and EPERM as they come; the
-                upper is as it was.
+            OSError: ENOENT when the node was removed, ENOSPC, EDQUOT, EIO and EPERM as they come;
+                the upper is as it was.
         """
         with self._tree.lock:
             while node in self._busy:
@@ -133,7 +134,7 @@ class CopyUp:
         return not (data and node.kind == REGULAR and node.holder.is_metacopy(node.entry))
 
     def _directory(self, node: DirectoryNode) -> None:
-        """The directory and what is missing above it; under the lock, because directories are small."""
+        """The directory and what is missing above it; under the lock: directories are small."""
         lacking = []
         while node.upper is None:
             lacking.append(node)
@@ -323,7 +324,7 @@ class CopyUp:
             self.mark_impure(parent_of(node))
 
     def mark_impure(self, directory: DirectoryNode) -> None:
-        """Note, as the kernel does, that an upper directory has entries whose origin is elsewhere."""
+        """Note, as the kernel does, that an upper directory has entries from elsewhere."""
         if not directory.impure:
             self._upper.set_record(upper_of(directory).fd, ".", "impure", b"y")
             directory.impure = True

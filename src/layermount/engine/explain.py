@@ -1,7 +1,7 @@
 """Why a path shows what it shows: which layer answers, and what hides what in the others.
 
-The answer is the tree's own; here each layer is asked again, so that the reason comes from what is on
-disk and not from what is remembered. Rules: V1 to V7.
+The answer is the tree's own; here each layer is asked again, so that the reason comes from what is
+on disk and not from what is remembered. Rules: V1 to V7.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Explanation:
 
 
 def layer_name(depth: int) -> str:
-    """What a layer is called: `upper`, `lower[0]`, …"""
+    """What a layer at this depth is called, such as `upper` or `lower[0]`."""
     return "upper" if depth == 0 else f"lower[{depth - 1}]"
 
 
@@ -91,8 +91,8 @@ def explain(overlay: Overlay, parts: list[str], *, first_is_upper: bool = False)
     Args:
         overlay: Where.
         parts: The path's components, no "." and "..".
-        first_is_upper: The overlay is a read-only look at an upper, opened as the nearest lower; the
-            layers are called what they are called when it is the upper.
+        first_is_upper: The overlay is a read-only look at an upper, opened as the nearest lower;
+            the layers are called what they are called when it is the upper.
 
     Raises:
         ClosedError: The overlay is closed.

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 class LayerMountFile(io.RawIOBase):
     """An open file: a raw binary file object, and calls that take a position.
 
-    What is written through it goes to the upper; nothing is buffered here. A file opened for reading
-    sees what is written later, also when the file was copied up in between. Renaming or deleting the
-    file does not disturb it. Thread-safe; threads that use the file object's own position share it.
+    What is written through it goes to the upper; nothing is buffered here. A file opened for
+    reading sees what is written later, also when the file was copied up in between. Renaming or
+    deleting the file does not disturb it. Thread-safe; threads that use the file object's own
+    position share it.
     """
 
     def __init__(self, overlay: Overlay, handle: Handle) -> None:

@@ -108,19 +108,20 @@ class Handle:
                     raise
 
     def seek(self, offset: int, whence: int) -> int:
-        """Where data or a hole begins: lseek(2) with SEEK_DATA or SEEK_HOLE; no position is kept."""
+        """Where data or a hole begins (SEEK_DATA, SEEK_HOLE of lseek(2)); no position is kept."""
         with self._lock:
             return os.lseek(self.fileno(), offset, whence)
 
     def fstat(self) -> os.stat_result:
-        """The metadata of the file itself as its layer has it, whether it still has a name or not."""
+        """The file's own metadata, as its layer has it, also when it has no name any more."""
         with self._lock:
             return os.fstat(self.fileno())
 
     def follow(self, fd: int) -> None:
         """Go on with the file open as `fd`, which is taken over.
 
-        The new file takes the old number in one step: a read in another thread has one or the other.
+        The new file takes the old number in one step: a read in another thread has one or the
+        other.
         """
         with self._lock:
             try:

@@ -1,10 +1,10 @@
 """The kernel's index of copied-up hard links (`index=on`): read, and kept where it is present.
 
-`WORK/index/` holds one entry for each lower file with several names that was copied up, named by its
-origin record in hexadecimal. The entry is a further name of the upper file, so every lower name finds
-the one copy. How many names the overlay shows is kept in the record `nlink`, as a difference to the
-upper's or the lower's own count: "U-1", "L+0". Rules: K1 to K3. Source: the kernel's documentation of
-overlayfs, "index".
+`WORK/index/` holds one entry for each lower file with several names that was copied up, named by
+its origin record in hexadecimal. The entry is a further name of the upper file, so every lower name
+finds the one copy. How many names the overlay shows is kept in the record `nlink`, as a difference
+to the upper's or the lower's own count: "U-1", "L+0". Rules: K1 to K3. Source: the kernel's
+documentation of overlayfs, "index".
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LinkIndex:
         self._uncopied: dict[str, WeakSet[Node]] = {}
 
     def entry_for(self, node: Node, status: os.stat_result) -> str | None:
-        """The name that a lower file's copy has, or would have, in the index; None for a single name."""
+        """The name of a lower file's copy in the index; None for a file with one name."""
         if status.st_nlink < 2 or node.depth == 0:
             return None
         origin = origin_of(node.holder, node.entry)
@@ -54,7 +54,7 @@ class LinkIndex:
             self._uncopied.setdefault(entry, WeakSet()).add(node)
 
     def holds(self, node: Node) -> bool:
-        """Whether a node's copy is known by its entry in the index only, not yet by its own name."""
+        """Whether a node's copy is known by its entry in the index only."""
         return node.holder is self._directory
 
     def link_out(self, node: Node) -> None:
@@ -124,7 +124,7 @@ class LinkIndex:
         self._upper.set_record(directory.fd, node.entry, "nlink", value)
 
     def before_change(self, node: Node) -> None:
-        """Make the count relative to the upper's own, which changes in step with ours from here on."""
+        """Make the count relative to the upper's own, which changes in step with ours."""
         if self._is_indexed(node):
             self._note(node, base=node.holder.stat(node.entry).st_nlink, unit="U")
 
@@ -176,7 +176,7 @@ def open_link_index(
 
 
 class _IndexDirectory(LayerDirectory):
-    """The index directory, in the shape of a layer's directory; it lies outside the layer's tree."""
+    """The index directory in the shape of a layer's directory, outside the layer's tree."""
 
     __slots__ = ("_index_fd",)
 

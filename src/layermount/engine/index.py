@@ -1,8 +1,8 @@
 """The merged index of one directory: every visible name and which layer answers for it.
 
-Built once from one scan of each layer, then kept true by the engine's own changes, so that a look-up
-and a missing name cost no system call, with 500 layers too. The visibility rule of resolve and of
-listing is this one place. Rules: V1 to V4.
+Built once from one scan of each layer, then kept true by the engine's own changes, so that a
+look-up and a missing name cost no system call, with 500 layers too. The visibility rule of resolve
+and of listing is this one place. Rules: V1 to V4.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class DirectoryIndex:
         self.whiteouts.discard(name)
 
     def copied_up(self, name: str) -> None:
-        """Note that the upper now has a copy of what a lower shows, merged with it if a directory."""
+        """Note that the upper has a copy of what a lower shows; a directory merges with it."""
         position, kind = self._entries[name] >> _KIND_BITS, self._entries[name] & _KIND_MASK
         if kind == DIRECTORY:
             self._merged[name] = (0, *self._merged.get(name, (position,)))
@@ -162,7 +162,7 @@ def _merge(
 
 
 def _see_lower(index: DirectoryIndex, lower_closed: set[str], name: str, kind: int) -> None:
-    """Decide `covered` for a name that the upper has or deletes, by its first word in the lowers."""
+    """Decide `covered` for a name that the upper has or deletes, by the nearest lower."""
     if name in lower_closed:
         return
     if name in index._entries or name in index.whiteouts:

@@ -56,7 +56,7 @@ class InodeNumbers:
         return self.number(status if lower is None else lower)
 
     def lower_of(self, node: Node) -> os.stat_result | None:
-        """The metadata of the lower file that an upper file was copied up from, if it can be found."""
+        """The metadata of the lower file an upper file comes from, if it can be found."""
         try:
             raw = node.holder.origin(node.entry)
         except PermissionError:

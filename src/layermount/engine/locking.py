@@ -99,9 +99,9 @@ def _describe(pid: int) -> str:
 def refuse_overlap(layers: Sequence[tuple[str, Path]]) -> None:
     """Refuse a layer that is another one, or lies inside another one.
 
-    What is changed through one would show, or vanish, in the other. Compared is where directories are
-    in their filesystems, so that bind mounts deceive nobody, and what is merely mounted inside a layer
-    is not taken for a part of it.
+    What is changed through one would show, or vanish, in the other. Compared is where directories
+    are in their filesystems, so that bind mounts deceive nobody, and what is merely mounted inside
+    a layer is not taken for a part of it.
 
     Args:
         layers: (what it is called in messages, path) of upper, work directory and lowers. One that

@@ -1,4 +1,4 @@
-"""Marks set on purpose: a directory made opaque, a name deleted whatever is below it. Rule: R5, R6."""
+"""Marks set on purpose: an opaque directory, a name deleted with all below it. Rules: R5, R6."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Marking:
         detach(self._tree, node)
 
     def _complete_files(self, directory: DirectoryNode) -> None:
-        """The upper's files stay, so those with metadata only get their data while it can be found."""
+        """The upper's files stay: metadata-only ones get their data while it can be found."""
         for name, kind in tuple(self._tree.index(directory)):
             if kind not in (DIRECTORY, REGULAR):
                 continue
@@ -100,7 +100,7 @@ class Marking:
                 self._complete_files(child)
 
     def _cut_off(self, directory: DirectoryNode) -> None:
-        """The lowers show no more here: what only they had is gone, what was merged is the upper's."""
+        """The lowers show no more here: what they alone had is gone, the rest is the upper's."""
         directory.lowers, directory.depths = (), ()
         directory.inode = None
         self._tree.forget(directory)

@@ -1,8 +1,8 @@
 """Nodes: one visible entry each. Data; what is done with them is in the modules beside this.
 
-A node is reached from its parent and knows which layers answer for it. The parent holds its children
-weakly: a node lives as long as somebody (a host, an open file, a child, the tree's memory of recent
-directories) holds it, and there is never more than one for an entry.
+A node is reached from its parent and knows which layers answer for it. The parent holds its
+children weakly: a node lives as long as somebody (a host, an open file, a child, the tree's memory
+of recent directories) holds it, and there is never more than one for an entry.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class _Pending(threading.local):
 
 
 class _Looking:
-    """Around a look: the lock held, the overlay open. A class, because it is entered for each look."""
+    """Around a look: the lock held, the overlay open. A class, to be cheap to enter."""
 
     __slots__ = ("_overlay",)
 
@@ -366,8 +366,7 @@ class Overlay:
     ) -> None:
         """Move an entry, atomically replacing what may be replaced.
 
-        Args:
-            flags: 0, RENAME_NOREPLACE or RENAME_EXCHANGE.
+        `flags` is 0, RENAME_NOREPLACE or RENAME_EXCHANGE.
 
         Raises:
             OSError: As rename(2); EXDEV for a lower's directory where redirects are not written.
@@ -474,7 +473,7 @@ class Overlay:
 
     @contextlib.contextmanager
     def _changing(self, *, locked: bool = True) -> Iterator[_Writers]:
-        """Around a change: refused without an upper; what it reports is told after the lock is free.
+        """Around a change: refused without an upper; what it reports is told at the end.
 
         With `locked` false the operation takes the lock itself, step by step.
         """

@@ -145,8 +145,8 @@ class PathOperations:
     def walk(self, path: StrPath = "") -> Iterator[tuple[str, list[str], list[str]]]:
         """Every directory below, top down: (path, directories' names, other names), sorted.
 
-        What is taken out of the first list is not entered, as with `os.walk`. A link to a directory is
-        among the others, as with `Path.walk`.
+        What is taken out of the first list is not entered, as with `os.walk`. A link to a directory
+        is among the others, as with `Path.walk`.
         """
         pending = [os.fspath(path)]
         while pending:

@@ -1,7 +1,8 @@
 """From path to node: the walk the kernel does, with the overlay's root as the root of everything.
 
-`.` and doubled slashes collapse, `..` goes up and never above the root, links are followed inside the
-overlay, absolute targets from its root. There is no string that means something outside. Rules: T1 to T4.
+`.` and doubled slashes collapse, `..` goes up and never above the root, links are followed inside
+the overlay, absolute targets from its root. There is no string that means something outside. Rules:
+T1 to T4.
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ class Rename:
         """The checked move, or None when there is nothing to do. Nothing is changed.
 
         Raises:
-            OSError: As rename(2): ENOENT, EEXIST, ENOTDIR, EISDIR, ENOTEMPTY, EINVAL, EBUSY, and EXDEV
-                for a lower's directory where no record can say that it moved.
+            OSError: As rename(2): ENOENT, EEXIST, ENOTDIR, EISDIR, ENOTEMPTY, EINVAL, EBUSY, and
+                EXDEV for a lower's directory where no record can say that it moved.
         """
         if flags not in (0, files.RENAME_NOREPLACE, files.RENAME_EXCHANGE):
             raise refusal(errno.EINVAL, old)
@@ -197,7 +197,7 @@ class Rename:
         self._place(node, move.new_parent, move.new_name)
 
     def _drop_mark(self, parent: DirectoryNode, name: str) -> None:
-        """Remove a mark that hides nothing; where it cannot be removed it does no harm, and stays."""
+        """Remove a mark that hides nothing; one that cannot be removed does no harm."""
         try:
             self._upper.unlink(upper_of(parent), name)
         except OSError as error:
@@ -224,7 +224,7 @@ class Rename:
             node.holder, node.entry = upper_of(parent), name
 
     def _make_ready(self, node: Node, old_parent: DirectoryNode, new_parent: DirectoryNode) -> None:
-        """Set the record or mark that makes the entry the same at its new place; harmless before."""
+        """Set what makes the entry the same at its new place; harmless before."""
         directory = upper_of(old_parent)
         if isinstance(node, DirectoryNode):
             if node.lowers:
@@ -238,7 +238,7 @@ class Rename:
             self._copy_up.mark_impure(new_parent)
 
     def _set_redirect(self, node: Node, directory: LayerDirectory, *, same: bool) -> None:
-        """Record where the lowers have the entry: its name alone while it stays in its directory."""
+        """Record where the lowers have the entry; its name alone if it stays in its directory."""
         present = directory.redirect(node.name)
         if present is not None and (same or present.startswith("/")):
             return

@@ -1,4 +1,4 @@
-"""Finding an entry in deeper layers: the kernel's walk through redirects, opaque marks and whiteouts.
+"""Finding an entry in deeper layers: the kernel's walk through redirects and marks.
 
 The merged index answers for names that stayed where they were. What was moved while it was in an
 upper says so in a record, and deeper layers are then searched under the old path. Rules: V5 to V7.
@@ -86,7 +86,7 @@ class Search:
         return _Walk([target], from_root=False)
 
     def _bases(self, walk: _Walk, levels: Sequence[Level], below: int) -> Iterator[Level]:
-        """Where to start in each deeper layer; a redirect met on the way may change it to the roots."""
+        """Where to start in each deeper layer; a redirect on the way may change it to the roots."""
         by_depth = dict(levels)
         for depth in range(below + 1, self.deepest + 1):
             if walk.from_root:

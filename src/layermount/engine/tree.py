@@ -174,7 +174,8 @@ class Tree:
             raise OSError(
                 errno.EPERM, "metadata-only copy, and records are not followed", node.path
             )
-        # The copy that an index entry leads to may have a record of another name; this one's is known.
+        # The copy that an index entry leads to may have a record of another name; this one's is
+        # known.
         record = node.holder.redirect(node.entry) if node.entry == node.name else None
         target = record or node.name
         levels = [] if node.parent is None else self.levels(node.parent)

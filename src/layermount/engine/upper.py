@@ -53,10 +53,11 @@ class Upper:
             self._unsynced.add(directory)
 
     def settle(self) -> None:
-        """Put what landed on disk, if the setting asks for it; the engine's memory is right already.
+        """Put what landed on disk, if the setting asks for it; the memory is right already.
 
         Raises:
-            OSError: EIO or ENOSPC: the change is visible, but may not outlive a crash of the machine.
+            OSError: EIO or ENOSPC: the change is visible, but may not outlive a crash of the
+                machine.
         """
         while self._unsynced:
             directory = self._unsynced.pop()
@@ -87,7 +88,7 @@ class Upper:
         self.note(directory)
 
     def exchange(self, work_name: str, directory: LayerDirectory, name: str) -> None:
-        """Let a work file take the place of anything, which becomes the work file; then drop that."""
+        """Let a work file take the place of anything, which is dropped."""
         files.renameat2(self.work.fd, work_name, directory.fd, name, files.RENAME_EXCHANGE)
         self.note(directory)
         self.work.drop(work_name)

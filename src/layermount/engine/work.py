@@ -1,7 +1,7 @@
 """The work directory: where a change is made ready, so that it lands with one rename.
 
-The layout is the kernel's: `WORK/work/` holds what is being prepared, `WORK/index/` the kernel's link
-index if it ever kept one, `WORK/work/incompat/volatile/` stands while an upper is used without
+The layout is the kernel's: `WORK/work/` holds what is being prepared, `WORK/index/` the kernel's
+link index if it ever kept one, `WORK/work/incompat/volatile/` stands while an upper is used without
 syncing. Whatever is left in `WORK/work/` is a left-over of a crash: swept at open, under the lock.
 Rules: W1 to W5.
 """
@@ -169,7 +169,7 @@ def sweep(base_fd: int) -> None:
         for name in names:
             if not name.startswith(_PREFIX) and name != _INCOMPAT:
                 raise ConfigError(
-                    f"the work directory holds {name!r} in {_STAGING!r}, which no overlay has left there",
+                    f"the work directory holds {name!r} in {_STAGING!r}; no overlay has left that",
                     hint="name another work directory, or move that away",
                 )
         for name in names:
@@ -229,7 +229,7 @@ def _refuse_unclean(base_fd: int) -> None:
         return
     raise LayerUnavailableError(
         "the upper was used with durability 'volatile' and was not closed cleanly",
-        hint="its content may be incomplete; drop it, or remove work/incompat in the work directory",
+        hint="it may be incomplete; drop it, or remove work/incompat in the work directory",
     )
 
 

@@ -27,7 +27,7 @@ class Directory(Protocol):
 
     @property
     def fd(self) -> int | None:
-        """A borrowed O_RDONLY descriptor, valid until the next use of the layer; None if virtual."""
+        """A borrowed O_RDONLY descriptor, good until the next use; None if virtual."""
 
     @property
     def path(self) -> str:
@@ -63,7 +63,7 @@ class Directory(Protocol):
         """
 
     def listxattr(self, name: str) -> list[str]:
-        """The names of the attributes that the overlay shows; the layer's own marks are left out."""
+        """The names of the attributes that the overlay shows; the layer's marks are left out."""
 
     def is_opaque(self) -> bool:
         """Whether this directory hides its namesakes in deeper layers."""

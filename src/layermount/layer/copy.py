@@ -36,8 +36,8 @@ def copy_data(
     kernel, else reads and writes. The target is not synced. File positions move.
 
     Returns:
-        Whether bytes were written that are not on disk yet; not so when blocks are shared, which the
-        filesystem puts in order with a later rename by itself.
+        Whether bytes were written that are not on disk yet; not so when blocks are shared, which
+        the filesystem puts in order with a later rename by itself.
 
     Raises:
         OSError: ENOSPC, EDQUOT or EIO, with the target partly written.

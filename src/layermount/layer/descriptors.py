@@ -23,8 +23,8 @@ def default_capacity() -> int:
 class DescriptorPool:
     """Holds the descriptors of directories and closes the ones not used for longest.
 
-    Not thread-safe: its owner holds the overlay's lock around every use. A descriptor is safe to use
-    until the next call of `add`.
+    Not thread-safe: its owner holds the overlay's lock around every use. A descriptor is safe to
+    use until the next call of `add`.
     """
 
     def __init__(self, capacity: int) -> None:

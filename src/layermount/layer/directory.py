@@ -154,7 +154,7 @@ class LayerDirectory:
         return "/".join(reversed(names)) or "."
 
     def move(self, parent: LayerDirectory, name: str) -> None:
-        """Note that the directory was renamed; an open descriptor goes on being the same directory."""
+        """Note that the directory was renamed; an open descriptor stays the same directory."""
         self.parent, self.name = parent, name
 
     def forget(self) -> None:

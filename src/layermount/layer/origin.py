@@ -1,13 +1,13 @@
 """The origin record: which lower file an upper file was copied up from.
 
-It is the kernel's own record (struct ovl_fb in fs/overlayfs/overlayfs.h), so that inode numbers stay
-the same whoever mounts next::
+It is the kernel's own record (struct ovl_fb in fs/overlayfs/overlayfs.h), so that inode numbers
+stay the same whoever mounts next::
 
     offset size meaning
     0      1    version, 0
     1      1    magic, 0xfb
     2      1    length of the whole record
-    3      1    flags: 1 big-endian file handle, 2 the handle is valid on any machine, 4 of the upper
+    3      1    flags: 1 big-endian file handle, 2 handle valid on any machine, 4 of the upper
     4      1    type of the file handle
     5      16   UUID of the filesystem
     21     -    file handle, as name_to_handle_at(2) gives it
@@ -35,7 +35,7 @@ class Origin:
     handle: bytes
 
     def pack(self) -> bytes:
-        """The record as the kernel writes it, or an empty one when the handle is too long for it."""
+        """The record as the kernel writes it; an empty one when the handle is too long for it."""
         length = _HEADER.size + len(self.handle)
         if length > _MAX_LENGTH or not 0 <= self.handle_type <= _MAX_LENGTH:
             return b""

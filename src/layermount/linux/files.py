@@ -61,7 +61,7 @@ _open_by_handle_at = bind("open_by_handle_at", ctypes.c_int, ctypes.c_void_p, ct
 
 
 def openat2(dir_fd: int, name: str, flags: int, *, resolve: int, mode: int = 0) -> int:
-    """Open `name` beneath `dir_fd` under the resolution rules `resolve`; the descriptor is the caller's.
+    """A descriptor of `name` beneath `dir_fd`, under the rules `resolve`; it is the caller's.
 
     O_CLOEXEC is always added.
 

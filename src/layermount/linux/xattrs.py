@@ -1,4 +1,4 @@
-"""Extended attributes of a directory's entry, by descriptor and single name. Links are not followed.
+"""Extended attributes of an entry, by directory descriptor and name; links are not followed.
 
 Source: xattr(7).
 
