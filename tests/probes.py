@@ -171,6 +171,10 @@ def _bwrap() -> str | None:
     return run("bwrap", "--ro-bind", "/", "/", "true")
 
 
+def _patch() -> str | None:
+    return run("patch", "--version")
+
+
 PROBES: dict[str, Probe] = {
     "root": _root,
     "overlay": _overlay,
@@ -187,6 +191,7 @@ PROBES: dict[str, Probe] = {
     "acl": _acl,
     "attr": _attr,
     "bwrap": _bwrap,
+    "patch": _patch,
 }
 
 

@@ -328,6 +328,23 @@ def test_open_files_of_an_indexed_link_follow_its_copy_up(bench: Bench) -> None:
         names_are_counted(snapshot(target))
 
 
+def test_the_number_stays_when_the_data_comes_up(bench: Bench) -> None:
+    """One of several names in a lower gets a number of its own with its metadata."""
+    with bench.engine() as target:
+        target.chmod("pair/left", 0o600)
+        target.chmod("large", 0o600)
+        before = snapshot(target)
+        target.write("pair/left", b"data", 0)
+        target.write("large", b"data", 0)
+        running = snapshot(target)
+    with bench.engine() as target:
+        engine = snapshot(target)
+    for path in ("pair/left", "large"):
+        assert before[path].inode == running[path].inode == engine[path].inode
+    with bench.kernel("redirect_dir=on", "metacopy=on") as mounted:
+        same(engine, snapshot(mounted))
+
+
 def test_two_lower_names_of_one_file_are_one_with_the_index(bench: Bench) -> None:
     with bench.kernel("index=on") as mounted:
         mounted.rename("names/one", "names/two", 0)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from random import Random
 
 from layermount.layer.base import DIRECTORY, REGULAR
 from layermount.testing import trees
 from layermount.testing.trees import Entry, Tree
+
+
+def is_initial_namespace() -> bool:
+    """Whether this is the machine's own user namespace, in which every id is somebody."""
+    text = Path("/proc/self/uid_map").read_text(encoding="ascii")
+    return text.split() == ["0", "0", "4294967295"]
+
 
 #: Few, so that layers meet.
 NAMES = ("a", "b", "c")
@@ -38,6 +45,8 @@ DEVICES = (
 #: What is no plain name.
 ODD_NAMES = (".", "..", "n" * 256)
 
+#: In a user namespace there are only those that it maps.
+_USERS = (1, 1000) if is_initial_namespace() else (os.geteuid(),)
 _KINDS = "fffffdddddwwllhhp"
 
 
@@ -46,7 +55,7 @@ def acl(random: Random) -> bytes:
     none = 0xFFFFFFFF
     entries = [(0x01, 7, none)]
     if random.choice((True, False)):
-        entries.append((0x02, random.choice((5, 6)), random.choice((1, 1000))))
+        entries.append((0x02, random.choice((5, 6)), random.choice(_USERS)))
     entries.append((0x04, random.choice((0, 5, 7)), none))
     entries.append((0x10, random.choice((0, 5, 7)), none))
     entries.append((0x20, random.choice((0, 4)), none))

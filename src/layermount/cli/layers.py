@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -39,6 +40,7 @@ def configuration(
         ConfigError: Both ways are mixed, or neither is used.
         ViewNotFoundError: There is no such view, and no overlay is mounted there.
     """
+    _allow_many_layers()
     if name is None:
         if not lowers and upper is None:
             raise ConfigError(
@@ -51,6 +53,13 @@ def configuration(
         raise ConfigError(f"both {name!r} and --lower or --upper are given")
     view = shelf.find_view(name)
     return _mounted(Path(name), dialect) if view is None else view.config()
+
+
+def _allow_many_layers() -> None:
+    """As many descriptors as this process may have: each layer takes one or two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _mounted(target: Path, dialect: str | None) -> LayerMountConfig:

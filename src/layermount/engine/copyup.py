@@ -120,10 +120,15 @@ class CopyUp:
         return self._tree.links is not None and self._tree.links.holds(node)
 
     def _must_stay(self, node: Node) -> bool:
-        """Whether the upper has a copy that is known by more than this name: it stays one file."""
+        """Whether the upper has a copy that is known by more than this name: it stays one file.
+
+        Its own inode number is such a thing, shown where no record leads to another file's.
+        """
         if not node.in_upper:
             return False
-        return node.holder.stat(node.entry).st_nlink > 1 or self._tree.followers.are_shared(node)
+        if node.holder.stat(node.entry).st_nlink > 1 or self._tree.followers.are_shared(node):
+            return True
+        return self._tree.inodes.lower_of(node) is None
 
     def _is_done(self, node: Node, *, data: bool) -> bool:
         if not node.in_upper:

@@ -45,9 +45,7 @@ def lock(fd: int, path: Path, role: str) -> None:
 def _refuse_mounted(fd: int, path: Path, role: str) -> None:
     """The kernel's overlays hold no lock; those of this mount namespace are in mountinfo."""
     wanted = os.fstat(fd)
-    for mount in mountinfo.mounts():
-        if mount.fstype != "overlay":
-            continue
+    for mount in mountinfo.overlays():
         layers = mountinfo.overlay_layers(mount)
         for used in filter(None, (layers.upper, layers.work)):
             if used.startswith("/proc/"):

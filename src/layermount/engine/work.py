@@ -192,25 +192,6 @@ def remove_tree(dir_fd: int, name: str) -> None:
     shutil.rmtree(name, dir_fd=dir_fd)
 
 
-def remove_path(path: Path) -> None:
-    """Remove a directory with all that is below it, the kernel's inaccessible work directory too.
-
-    Links are not followed; what is gone already is fine.
-    """
-    try:
-        fd = os.open(path.parent, _FLAGS)
-    except FileNotFoundError:
-        return
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            staging = path / "work" / _STAGING
-            if staging.is_dir():
-                staging.chmod(0o700)
-            remove_tree(fd, path.name)
-    finally:
-        os.close(fd)
-
-
 def _make_accessible(dir_fd: int, name: str) -> None:
     mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
     if mode & 0o700 != 0o700:

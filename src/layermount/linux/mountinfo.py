@@ -77,6 +77,12 @@ def mounts() -> list[Mount]:
         return [parse(line) for line in file]
 
 
+def overlays() -> list[Mount]:
+    """The overlays among them."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        return [parse(line) for line in file if b" - overlay " in line]
+
+
 def find(mount_id: int) -> Mount | None:
     """The mount with that number, or None."""
     prefix = b"%d " % mount_id

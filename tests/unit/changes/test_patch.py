@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import difflib
-import shutil
 import subprocess
 import tempfile
 import time
@@ -16,7 +15,7 @@ from layermount.changes.patch import LARGEST, patch
 from layermount.config import LayerMountConfig
 from layermount.testing.trees import Tree, build, file, symlink
 
-pytestmark = pytest.mark.skipif(shutil.which("patch") is None, reason="patch(1) is not installed")
+pytestmark = pytest.mark.needs("patch")
 
 
 def patches(base: Path, lower: Tree, upper: Tree) -> bytes:
