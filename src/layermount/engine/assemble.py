@@ -18,12 +18,16 @@ from layermount.engine.work import Work
 from layermount.errors import ConfigError
 from layermount.layer.descriptors import DescriptorPool, default_capacity
 from layermount.layer.directory import DirectoryLayer
-from layermount.layer.marks import DIALECTS, OVERLAY, OVERLAY_USER, KernelMarks, Marks
+from layermount.layer.marks import (
+    DIALECTS,
+    OVERLAY,
+    OVERLAY_USER,
+    OWN_REDIRECTS,
+    KernelMarks,
+    Marks,
+)
 from layermount.linux import probe_directory, xattrs
 from layermount.linux.probe_directory import DirectoryFindings
-
-#: On an upper's root: it holds redirects that the kernel does not follow.
-OWN_REDIRECTS = "user.layermount.redirects"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,13 +24,16 @@ class _Walk:
     from_root: bool
     stopped: bool = False
 
-    def redirect(self, at: int, target: str) -> None:
-        """Follow a record found on component `at`: the rest of the path stays."""
+    def redirect(self, rest: int, target: str) -> None:
+        """Follow a record found on a component with `rest` more after it: those stay."""
+        at = len(self.parts) - rest
         if target.startswith("/"):
-            self.parts = [*target[1:].split("/"), *self.parts[at + 1 :]]
+            self.parts = [*target[1:].split("/"), *self.parts[at:]]
             self.from_root = True
+            # What hides the way to the record does not hide what it names.
+            self.stopped = False
         else:
-            self.parts[at] = target
+            self.parts = [*self.parts[: at - 1], target, *self.parts[at:]]
 
 
 class Search:
@@ -55,7 +58,7 @@ class Search:
         """
         walk = self._start(target)
         for depth, base in self._bases(walk, levels, below):
-            directory = self._descend(walk, depth, base, walk.parts)
+            directory = self._descend(walk, depth, base, rest=0)
             if directory is not None:
                 yield depth, directory
             if walk.stopped:
@@ -67,13 +70,13 @@ class Search:
         """The file that has the data of a metadata-only copy: (depth, its directory, its name)."""
         walk = self._start(target)
         for depth, base in self._bases(walk, levels, below):
-            directory = self._descend(walk, depth, base, walk.parts[:-1])
+            directory = self._descend(walk, depth, base, rest=1)
             name = walk.parts[-1]
             kind = None if directory is None else directory.kind(name)
             if directory is not None and kind == REGULAR:
                 if not directory.is_metacopy(name):
                     return depth, directory, name
-                self._note_redirect(walk, len(walk.parts) - 1, directory, name)
+                self._note_redirect(walk, 0, directory, name)
             elif kind is not None:
                 return None
             if walk.stopped:
@@ -94,14 +97,17 @@ class Search:
             elif depth in by_depth:
                 yield depth, by_depth[depth]
 
-    def _descend(
-        self, walk: _Walk, depth: int, base: Directory, parts: Sequence[str]
-    ) -> Directory | None:
+    def _descend(self, walk: _Walk, depth: int, base: Directory, *, rest: int) -> Directory | None:
+        """The directory that the walk's path leads to in one layer, but for its last `rest` parts.
+
+        A record met on the way is followed in deeper layers; in this one the names go on.
+        """
         directory = base
-        for at, name in enumerate(parts):
+        names = walk.parts[: len(walk.parts) - rest]
+        for after, name in zip(range(len(names) - 1 + rest, -1, -1), names, strict=False):
             kind = directory.kind(name)
             if kind != DIRECTORY:
-                walk.stopped = kind is not None
+                walk.stopped = walk.stopped or kind is not None
                 return None
             directory = directory.directory(name)
             if depth == self.deepest:
@@ -109,10 +115,10 @@ class Search:
             if directory.is_opaque():
                 walk.stopped = True
             else:
-                self._note_redirect(walk, at, directory, ".")
+                self._note_redirect(walk, after, directory, ".")
         return directory
 
-    def _note_redirect(self, walk: _Walk, at: int, directory: Directory, name: str) -> None:
+    def _note_redirect(self, walk: _Walk, rest: int, directory: Directory, name: str) -> None:
         target = directory.redirect(name) if self._redirects else None
         if target is not None:
-            walk.redirect(at, target)
+            walk.redirect(rest, target)

@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from layermount.errors import HostError, LayerBusyError, LayerMountError, LayerUnavailableError
+from layermount.layer.marks import OWN_REDIRECTS
 from layermount.linux import mountinfo, xattrs
-
-#: Set on the root of an upper that holds redirects the kernel does not follow.
-OWN_REDIRECTS = "user.layermount.redirects"
 
 # How many layers a message lists.
 _NAMED = 5

@@ -15,6 +15,9 @@ OCI_OPAQUE = ".wh..wh..opq"
 #: Other names of the same family (`.wh..wh.plnk` and the like) are bookkeeping, never entries.
 OCI_RESERVED = ".wh..wh."
 
+#: On an upper's root: it holds redirects with user marks, which the kernel does not follow (M7).
+OWN_REDIRECTS = "user.layermount.redirects"
+
 _ESCAPE = "overlay."
 
 
