@@ -154,7 +154,7 @@ class CopyUp:
         name = work.name()
         os.mkdir(name, 0o700, dir_fd=work.fd)
         with work.discarding(name):
-            self._metadata(source, ".", name, status)
+            self._metadata(node, source, ".", name, status)
             self._record_origin(node, source, ".", name, status)
             self._permissions(source, ".", name, status)
             copy.apply_times(work.fd, name, status)
@@ -247,7 +247,7 @@ class CopyUp:
         if node.in_upper:
             # It may have been changed while its data was copied; a lower's entry was not.
             task.status = node.holder.stat(node.entry)
-        self._metadata(node.holder, node.entry, name, task.status)
+        self._metadata(node, node.holder, node.entry, name, task.status)
         self._record_origin(node, node.holder, node.entry, name, task.status)
         if task.shell:
             self._upper.set_record(work.fd, name, "metacopy", b"")
@@ -282,18 +282,20 @@ class CopyUp:
             node.holder, node.entry, node.depth = upper_of(parent), node.name, 0
         self._done(node)
 
-    def _metadata(self, source: Directory, entry: str, name: str, status: os.stat_result) -> None:
+    def _metadata(
+        self, node: Node, source: Directory, entry: str, name: str, status: os.stat_result
+    ) -> None:
         """Owner and attributes: the owner first, because changing it clears some of the others."""
         target = self._upper.staging
         owners = self._upper.can(Capabilities.OWNERS)
         if not owners and (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-            self._warn(source, entry, "copied up as the caller's own: no right to give files away")
+            self._warn(node, "copied up as the caller's own: no right to give files away")
         if owners:
             copy.apply_owner(target.fd, name, status)
         present = source.listxattr(entry)
         kept = [key for key in present if self._can_keep(key)]
         if len(kept) < len(present):
-            self._warn(source, entry, "copied up without attributes that the upper cannot hold")
+            self._warn(node, "copied up without attributes that the upper cannot hold")
         early = [key for key in kept if key != copy.ACL_ACCESS]
         copy.copy_xattrs(source, entry, target, name, keys=early)
 
@@ -311,9 +313,8 @@ class CopyUp:
             return self._upper.can(Capabilities.ACLS)
         return not key.startswith("user.") or self._upper.can(Capabilities.XATTRS)
 
-    def _warn(self, source: Directory, entry: str, message: str) -> None:
-        path = entry if source.path == "." else f"{source.path}/{entry}"
-        self._emit(Event(EventKind.WARNING, path.removesuffix("/."), message=message))
+    def _warn(self, node: Node, message: str) -> None:
+        self._emit(Event(EventKind.WARNING, node.path, message=message))
 
     def _record_origin(
         self, node: Node, source: Directory, entry: str, name: str, status: os.stat_result
