@@ -192,14 +192,14 @@ class OverlayMachine(Comparison):
     def opened(self, random: Random) -> int:
         return random.choice(sorted(self.files))
 
-    @rule(random=RANDOM)
-    def reopen(self, random: Random) -> None:
+    @rule()
+    def reopen(self) -> None:
         self.close_all()
         self.say("reopen")
         self.open_all()
 
-    @rule(random=RANDOM)
-    def seal(self, random: Random) -> None:
+    @rule()
+    def seal(self) -> None:
         """The upper becomes a lower: its redirects and metadata-only copies are read from there."""
         if len(self.engine_side.lowers) > _MOST_LOWERS:
             return

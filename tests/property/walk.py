@@ -49,6 +49,7 @@ WEIGHTS = {
     "reopen": 1,
     "seal": 1,
 }
+_CHOOSE_NOTHING = {"reopen", "seal"}
 _NEEDS_ROOT = {"chown"}
 _NEEDS_FILES = {"read_file", "write_file", "truncate_file"}
 
@@ -95,7 +96,9 @@ def _step(machine: OverlayMachine, random: Random) -> None:
     impossible = (name in _NEEDS_FILES and not machine.files) or (
         name in _NEEDS_ROOT and not machine.as_root
     )
-    if not impossible:
+    if name in _CHOOSE_NOTHING:
+        getattr(machine, name)()
+    elif not impossible:
         getattr(machine, name)(random)
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from layermount.config import Capabilities
 from layermount.engine.counters import Counters
+from layermount.engine.fidelity import Fidelity
 from layermount.engine.hardlinks import LinkIndex
-from layermount.engine.inodes import origin_of
 from layermount.engine.node import DirectoryNode, Node, parent_of, upper_of
 from layermount.engine.refusals import missing, refusal
 from layermount.engine.tree import Tree
@@ -26,7 +26,7 @@ from layermount.engine.upper import Upper
 from layermount.engine.work import HARMLESS
 from layermount.events import Event, EventKind
 from layermount.layer import copy
-from layermount.layer.base import BLOCK_DEVICE, CHARACTER_DEVICE, LINK, REGULAR, Directory
+from layermount.layer.base import BLOCK_DEVICE, CHARACTER_DEVICE, LINK, REGULAR
 from layermount.layer.directory import LayerDirectory
 from layermount.linux import xattrs
 
@@ -68,6 +68,7 @@ class CopyUp:
     ) -> None:
         self._tree = tree
         self._upper = upper
+        self._fidelity = Fidelity(tree, upper, emit)
         self._emit = emit
         self._counters = counters
         self._busy: set[Node] = set()
@@ -154,9 +155,9 @@ class CopyUp:
         name = work.name()
         os.mkdir(name, 0o700, dir_fd=work.fd)
         with work.discarding(name):
-            self._metadata(node, source, ".", name, status)
-            self._record_origin(node, source, ".", name, status)
-            self._permissions(source, ".", name, status)
+            self._fidelity.owner_and_attributes(node, source, ".", name, status)
+            self._fidelity.origin(node, source, ".", name, status)
+            self._fidelity.permissions(source, ".", name, status)
             copy.apply_times(work.fd, name, status)
             with self._times_kept(parent):
                 self._land(parent, node, name)
@@ -247,11 +248,11 @@ class CopyUp:
         if node.in_upper:
             # It may have been changed while its data was copied; a lower's entry was not.
             task.status = node.holder.stat(node.entry)
-        self._metadata(node, node.holder, node.entry, name, task.status)
-        self._record_origin(node, node.holder, node.entry, name, task.status)
+        self._fidelity.owner_and_attributes(node, node.holder, node.entry, name, task.status)
+        self._fidelity.origin(node, node.holder, node.entry, name, task.status)
         if task.shell:
             self._upper.set_record(work.fd, name, "metacopy", b"")
-        self._permissions(node.holder, node.entry, name, task.status)
+        self._fidelity.permissions(node.holder, node.entry, name, task.status)
         if task.size in (None, task.status.st_size):
             copy.apply_times(work.fd, name, task.status)
         if task.size is not None and task.work_fd is not None:
@@ -282,62 +283,13 @@ class CopyUp:
             node.holder, node.entry, node.depth = upper_of(parent), node.name, 0
         self._done(node)
 
-    def _metadata(
-        self, node: Node, source: Directory, entry: str, name: str, status: os.stat_result
-    ) -> None:
-        """Owner and attributes: the owner first, because changing it clears some of the others."""
-        target = self._upper.staging
-        owners = self._upper.can(Capabilities.OWNERS)
-        if not owners and (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-            self._warn(node, "copied up as the caller's own: no right to give files away")
-        if owners:
-            copy.apply_owner(target.fd, name, status)
-        present = source.listxattr(entry)
-        kept = [key for key in present if self._can_keep(key)]
-        if len(kept) < len(present):
-            self._warn(node, "copied up without attributes that the upper cannot hold")
-        early = [key for key in kept if key != copy.ACL_ACCESS]
-        copy.copy_xattrs(source, entry, target, name, keys=early)
-
-    def _permissions(
-        self, source: Directory, entry: str, name: str, status: os.stat_result
-    ) -> None:
-        """ACL and mode, last but for the times: they may forbid the caller to set the rest."""
-        if self._can_keep(copy.ACL_ACCESS) and copy.ACL_ACCESS in source.listxattr(entry):
-            target = self._upper.staging
-            copy.copy_xattrs(source, entry, target, name, keys=[copy.ACL_ACCESS])
-        copy.apply_mode(self._upper.work.fd, name, status)
-
-    def _can_keep(self, key: str) -> bool:
-        if key in (copy.ACL_ACCESS, copy.ACL_DEFAULT):
-            return self._upper.can(Capabilities.ACLS)
-        return not key.startswith("user.") or self._upper.can(Capabilities.XATTRS)
-
-    def _warn(self, node: Node, message: str) -> None:
-        self._emit(Event(EventKind.WARNING, node.path, message=message))
-
-    def _record_origin(
-        self, node: Node, source: Directory, entry: str, name: str, status: os.stat_result
-    ) -> None:
-        """The inode number stays, unless one of several hard links is broken off."""
-        if not isinstance(node, DirectoryNode) and status.st_nlink > 1:
-            node.inode = None
-            return
-        self._tree.inodes.of(node, status)
-        origin = source.origin(entry) if node.in_upper else origin_of(source, entry)
-        if origin is not None:
-            self._upper.set_origin(self._upper.work.fd, name, origin, kind=node.kind)
-            self.mark_impure(parent_of(node))
-
     def mark_impure(self, directory: DirectoryNode) -> None:
-        """Note, as the kernel does, that an upper directory has entries from elsewhere."""
-        if not directory.impure:
-            self._upper.set_record(upper_of(directory).fd, ".", "impure", b"y")
-            directory.impure = True
+        """Note that an upper directory, which is about to get it, has an entry from elsewhere."""
+        self._fidelity.mark_impure(directory)
 
     def _link_out(self, node: Node, links: LinkIndex) -> None:
         parent = parent_of(node)
-        self.mark_impure(parent)
+        self._fidelity.mark_impure(parent)
         with self._times_kept(parent):
             links.link_out(node)
 
