@@ -29,8 +29,9 @@ _RESULTS = pytest.StashKey[dict[str, str | None]]()
 _COMMON = settings(
     deadline=None, derandomize=False, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
-settings.register_profile("ci", _COMMON, max_examples=100)
-settings.register_profile("long", _COMMON, max_examples=5000)
+# No database of examples: the checkout need not be writable.
+settings.register_profile("ci", _COMMON, max_examples=100, database=None)
+settings.register_profile("long", _COMMON, max_examples=5000, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 

@@ -24,18 +24,6 @@ _WHITEOUT = os.makedev(0, 0)
 _NULL_DEVICE = os.makedev(1, 3)
 
 _NOBODY = 0xFFFFFFFF
-# Version 2 and then (tag, permissions, id): owner, one user, group, mask, others. The extra user is
-# what makes it more than mode bits. Source: include/uapi/linux/posix_acl_xattr.h.
-_ACL = struct.pack("<I", 2) + b"".join(
-    struct.pack("<HHI", *entry)
-    for entry in (
-        (0x01, 6, _NOBODY),
-        (0x02, 4, _OTHER_OWNER),
-        (0x04, 4, _NOBODY),
-        (0x10, 4, _NOBODY),
-        (0x20, 0, _NOBODY),
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +133,23 @@ def _set_xattr(name: str, value: bytes) -> Callable[[_Place], None]:
     return lambda place: os.setxattr(place.file_fd, name, value)
 
 
+def _set_acl(place: _Place) -> None:
+    """An ACL with an entry for one user, which makes it more than mode bits.
+
+    The user is the caller: a user namespace may know no other. Layout: version 2 and then (tag,
+    permissions, id). Source: include/uapi/linux/posix_acl_xattr.h.
+    """
+    entries = (
+        (0x01, 6, _NOBODY),
+        (0x02, 4, os.geteuid()),
+        (0x04, 4, _NOBODY),
+        (0x10, 4, _NOBODY),
+        (0x20, 0, _NOBODY),
+    )
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.setxattr(place.file_fd, "system.posix_acl_access", acl)
+
+
 def _chown(place: _Place) -> None:
     before = os.fstat(place.file_fd)
     os.fchown(place.file_fd, _OTHER_OWNER, _OTHER_OWNER)
@@ -230,7 +235,7 @@ _PROBES: dict[str, _Probe] = {
         _set_xattr("trusted.layermount.probe", b"1"),
         "run it as root, or with CAP_SYS_ADMIN",
     ),
-    "acls": (_set_xattr("system.posix_acl_access", _ACL), _OTHER_FILESYSTEM),
+    "acls": (_set_acl, _OTHER_FILESYSTEM),
     "chown": (_chown, "run it as root, or with CAP_CHOWN"),
     "whiteout_device": (_make_device("whiteout", _WHITEOUT), _OTHER_FILESYSTEM),
     "device_nodes": (_make_device("device", _NULL_DEVICE), "run it as root, or with CAP_MKNOD"),

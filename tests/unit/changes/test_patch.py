@@ -3,7 +3,6 @@ from __future__ import annotations
 import difflib
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -88,13 +87,11 @@ def test_a_patch(tmp_path: Path, lower: Tree, upper: Tree, expected: bytes) -> N
     assert patches(tmp_path, lower, upper) == expected
 
 
-def test_a_long_file_with_a_short_change_is_quick(tmp_path: Path) -> None:
+def test_a_long_file_with_a_short_change(tmp_path: Path) -> None:
     lines = [b"%d\n" % n for n in range(300_000)]
-    before = time.monotonic()
     old, new = b"".join(lines), b"".join([*lines[:150_000], b"new\n", *lines[150_001:]])
     content = patches(tmp_path, {"f": file(old)}, {"f": file(new, mtime_ns=5)})
     assert content.splitlines()[6:8] == [b"-150000", b"+new"]
-    assert time.monotonic() - before < 20
     assert len(old) < LARGEST
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,17 +79,6 @@ class TestDirectory:
         with pytest.raises(OSError, match="layermount-probe"):
             probe.directory(fd)
         os.close(fd)
-
-    def test_it_costs_less_than_two_milliseconds(self, tmp_path: Path) -> None:
-        fd = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        costs = []
-        for _round in range(20):
-            # Processor time: others may be busy with the same disk.
-            start = time.process_time()
-            probe.directory(fd)
-            costs.append(time.process_time() - start)
-        os.close(fd)
-        assert min(costs) < 0.002
 
 
 class TestHosts:
