@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from layermount import Event, LayerBusyError, LayerMount
+from layermount import ConfigError, Event, LayerBusyError, LayerMount
 from layermount.linux import files
 from layermount.testing.trees import LONG_AGO_NS, build, digest, directory, file, hardlink, whiteout
 from tests.unit.overlays import (
@@ -208,6 +208,16 @@ def test_w27_work_files_of_a_crash_are_swept_at_open(tmp_path: Path) -> None:
     with open_layers(tmp_path) as mount:
         assert os.listdir(work / "work") == []
         assert mount.path("f").read_text() == "f"
+
+
+def test_w27_what_no_overlay_left_is_refused_and_kept(tmp_path: Path) -> None:
+    """W-27: a directory that is no work directory loses nothing, not even what could be swept (W3)."""
+    build(tmp_path / "data/work", {"#1": file(b"half"), "thesis": file(b"years")})
+    make_layers(tmp_path, {})
+    config = config_of(tmp_path, work_dir_path=tmp_path / "data")
+    with pytest.raises(ConfigError, match="thesis"):
+        LayerMount.create(config)
+    assert sorted(os.listdir(tmp_path / "data/work")) == ["#1", "thesis"]
 
 
 def test_w27_work_files_of_a_running_overlay_are_left_alone(tmp_path: Path) -> None:
