@@ -211,7 +211,7 @@ def test_w27_work_files_of_a_crash_are_swept_at_open(tmp_path: Path) -> None:
 
 
 def test_w27_what_no_overlay_left_is_refused_and_kept(tmp_path: Path) -> None:
-    """W-27: a directory that is no work directory loses nothing, not even what could be swept (W3)."""
+    """W-27: a directory that is no work directory loses nothing (rule W3)."""
     build(tmp_path / "data/work", {"#1": file(b"half"), "thesis": file(b"years")})
     make_layers(tmp_path, {})
     config = config_of(tmp_path, work_dir_path=tmp_path / "data")
