@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -38,6 +39,7 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"layermount.cli.{_COMMANDS[cmd_name][0]}")
+        gc.enable()
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 

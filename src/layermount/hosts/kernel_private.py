@@ -23,8 +23,7 @@ from layermount.errors import (
 from layermount.hosts.base import Verdict
 from layermount.hosts.kernel_layers import Layer, Options, Settings, detached, open_layers
 from layermount.hosts.run_directory import source_of
-from layermount.linux import mounts, namespaces, probe_hosts
-from layermount.linux.finding import Finding
+from layermount.linux import mounts, namespaces
 
 __all__ = ["Layer", "Options", "enter", "verdict"]
 
@@ -92,6 +91,8 @@ def enter(
 
 def verdict() -> Verdict:
     """Whether this process may have an overlay of its own, with user marks."""
+    from layermount.linux import probe_hosts  # noqa: PLC0415  a run that works needs no probe
+
     found = probe_hosts.overlay() or probe_hosts.user_overlay()
     return Verdict("kernel", found.available, found.reason, found.remedy)
 
@@ -134,7 +135,7 @@ def _leave(*, user_marks: bool) -> None:
         if error.errno != errno.EPERM:
             raise
         if not user_marks:
-            raise _unavailable(probe_hosts.overlay()) from error
+            raise _unavailable(as_user=False) from error
         _leave_as_user()
     namespaces.set_propagation()
 
@@ -148,8 +149,11 @@ def _leave_as_user() -> None:
                 "no user namespace can be had: the process has several threads",
                 hint="enter it in a freshly forked child",
             ) from error
-        raise _unavailable(probe_hosts.user_overlay()) from error
+        raise _unavailable(as_user=True) from error
 
 
-def _unavailable(found: Finding) -> HostUnavailableError:
+def _unavailable(*, as_user: bool) -> HostUnavailableError:
+    from layermount.linux import probe_hosts  # noqa: PLC0415  a run that works needs no probe
+
+    found = probe_hosts.user_overlay() if as_user else probe_hosts.overlay()
     return HostUnavailableError(f"no mount namespace can be had: {found.reason}", hint=found.remedy)
