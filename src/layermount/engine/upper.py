@@ -118,14 +118,6 @@ class Upper:
         """
         xattrs.setxattr(dir_fd, name, self.marks.key(record), value)
 
-    def drop_record(self, dir_fd: int, name: str, record: str) -> None:
-        """Remove one of the engine's own marks, if it is there."""
-        try:
-            xattrs.removexattr(dir_fd, name, self.marks.key(record))
-        except OSError as error:
-            if error.errno != errno.ENODATA:
-                raise
-
     def set_origin(self, dir_fd: int, name: str, value: bytes, *, kind: int) -> None:
         """Store where a copy came from.
 

@@ -168,8 +168,3 @@ def data_segments(fd: int, size: int) -> list[tuple[int, int]]:
         segments.append((start, end))
         start = end
     return segments
-
-
-def fsync_path(dir_fd: int) -> None:
-    """Sync a directory's entries to disk."""
-    os.fsync(dir_fd)
