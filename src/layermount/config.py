@@ -62,7 +62,7 @@ class Durability(enum.StrEnum):
     """Nothing is synced; an upper that was not closed cleanly is refused afterwards."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class LayerMountConfig:
     """What `LayerMount.create` needs to know.
 

@@ -7,15 +7,12 @@ anything, or to know what an event causes.
 from __future__ import annotations
 
 import enum
-import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-
-_log = logging.getLogger("layermount.events")
 
 
 class EventKind(enum.StrEnum):
@@ -54,6 +51,47 @@ class Operation(enum.StrEnum):
     CLOSE = "close"
 
 
+class _Actor(threading.local):
+    """For which process the current thread acts; None for its own."""
+
+    pid: int | None = None
+
+
+_actor = _Actor()
+
+
+def actor() -> int:
+    """The process that the calling thread acts for: what `Event.pid` says."""
+    pid = _actor.pid
+    return os.getpid() if pid is None else pid
+
+
+def set_actor(pid: int | None) -> None:
+    """Say for which process the calling thread acts from now on; None for its own."""
+    _actor.pid = pid
+
+
+class acting_for:  # noqa: N801  # used as a verb: `with acting_for(pid):`
+    """Within a `with`, the calling thread acts for the process `pid`."""
+
+    __slots__ = ("_before", "_pid")
+
+    def __init__(self, pid: int | None) -> None:
+        self._pid = pid
+        self._before: int | None = None
+
+    def __enter__(self) -> None:
+        self._before, _actor.pid = _actor.pid, self._pid
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _actor.pid = self._before
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One thing that happened.
@@ -64,7 +102,7 @@ class Event:
         old_path: Where it was before, for `EventKind.RENAMED`; otherwise None.
         message: For people; "" when the kind says it all.
         timestamp_ns: Wall clock, nanoseconds since 1970-01-01 UTC.
-        pid: The process that caused it, as far as the host knows.
+        pid: The process that caused it, as far as the host knows; else this one.
     """
 
     kind: EventKind
@@ -72,7 +110,7 @@ class Event:
     old_path: str | None = None
     message: str = ""
     timestamp_ns: int = field(default_factory=time.time_ns)
-    pid: int = field(default_factory=os.getpid)
+    pid: int = field(default_factory=actor)
 
 
 class Subscription:
@@ -127,7 +165,9 @@ class EventBus:
             try:
                 subscription._subscriber(event)
             except Exception:
-                _log.exception("an event subscriber failed on %s", event)
+                import logging  # noqa: PLC0415  nothing else needs it, and a start is to be fast
+
+                logging.getLogger(__name__).exception("an event subscriber failed on %s", event)
 
     def _drop(self, subscription: Subscription) -> None:
         with self._lock:

@@ -12,6 +12,9 @@ import time
 import pytest
 
 from layermount import Event, EventBus, EventKind, Operation
+from layermount.engine.node import DirectoryNode
+from layermount.engine.reports import Reports
+from layermount.events import acting_for, actor, set_actor
 
 
 def test_an_event_is_a_record() -> None:
@@ -119,3 +122,55 @@ def test_threads_may_subscribe_publish_and_leave_at_once() -> None:
         thread.join(60)
     assert len(counted) == 800
     assert len(bus._subscriptions) == 1
+
+
+def test_an_event_carries_the_process_that_the_thread_acts_for() -> None:
+    found = [Event(EventKind.CREATED, "a").pid]
+    with acting_for(42):
+        found.append(Event(EventKind.CREATED, "a").pid)
+        with acting_for(43):
+            found.append(actor())
+        found.append(actor())
+        with acting_for(None):
+            found.append(actor())
+    found.append(actor())
+    set_actor(44)
+    found.append(actor())
+    set_actor(None)
+    found.append(actor())
+    own = os.getpid()
+    assert found == [own, 42, 43, 42, own, own, 44, own]
+
+
+def test_other_threads_act_for_themselves() -> None:
+    found: list[int] = []
+    with acting_for(42):
+        thread = threading.Thread(target=lambda: found.append(actor()))
+        thread.start()
+        thread.join(60)
+    assert found == [os.getpid()]
+
+
+def test_what_fails_acts_for_nobody_else_afterwards() -> None:
+    with pytest.raises(ZeroDivisionError), acting_for(42):
+        raise ZeroDivisionError
+    assert actor() == os.getpid()
+
+
+def test_what_happens_is_told_once_and_to_who_listened_when_it_happened() -> None:
+    bus, heard = EventBus(), list[Event]()
+    reports, root = Reports(bus), DirectoryNode(None, "")
+    directory = DirectoryNode(root, "dir")
+    reports.note(EventKind.CREATED, root, "unheard")
+    bus.subscribe(heard.append)
+    reports.note(EventKind.CREATED, root, "top")
+    reports.note(EventKind.RENAMED, directory, "new", old=(root, "old"))
+    reports.note(EventKind.WARNING, directory, message="why")
+    assert heard == []
+    reports.tell()
+    reports.tell()
+    assert [(event.kind, event.path, event.old_path, event.message) for event in heard] == [
+        (EventKind.CREATED, "top", None, ""),
+        (EventKind.RENAMED, "dir/new", "old", ""),
+        (EventKind.WARNING, "dir", None, "why"),
+    ]

@@ -9,8 +9,11 @@ import errno
 import functools
 import os
 
-from layermount.engine.node import DirectoryNode, Node
-from layermount.engine.refusals import missing, refusal
+from layermount.engine.modes import allows
+from layermount.engine.node import Node, place
+from layermount.engine.refusals import refusal
+from layermount.layer.base import Directory
+from layermount.layer.copy import ACL_ACCESS
 from layermount.linux import files
 
 _CAP_DAC_OVERRIDE = 1 << 1
@@ -18,7 +21,7 @@ _CAP_DAC_OVERRIDE = 1 << 1
 
 @functools.cache
 def _overrides_permissions(_uid: int) -> bool:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
         for line in status:
             if line.startswith("CapEff:"):
                 return bool(int(line.split()[1], 16) & _CAP_DAC_OVERRIDE)
@@ -35,15 +38,12 @@ def require_access(node: Node, mode: int) -> None:
     Raises:
         OSError: EACCES; ENOENT when the entry was removed, for another may have its name.
     """
-    if node.removed:
-        raise missing(node.name)
+    directory, name = place(node)
     if _overrides_permissions(os.geteuid()):
         return
-    if isinstance(node, DirectoryNode):
-        fd, name = node.top.fd, "."
-    else:
-        fd, name = node.holder.fd, node.entry
+    fd = directory.fd
     if fd is None:
+        _require_by_mode(directory, name, mode)
         return
     try:
         files.faccessat(fd, name, mode)
@@ -53,11 +53,23 @@ def require_access(node: Node, mode: int) -> None:
             raise
 
 
-def require_owner(status: os.stat_result) -> None:
+def _require_by_mode(directory: Directory, name: str, mode: int) -> None:
+    """The same for an entry of a virtual layer, which no system call knows."""
+    acl = directory.getxattr(name, ACL_ACCESS) if ACL_ACCESS in directory.listxattr(name) else None
+    groups = {os.getegid(), *os.getgroups()}
+    if not allows(directory.stat(name), acl, os.geteuid(), groups, mode):
+        raise refusal(errno.EACCES, name)
+
+
+def require_owner(node: Node) -> None:
     """Refuse what only the owner may do: change the mode, set other times.
 
     Raises:
-        OSError: EPERM.
+        OSError: EPERM; ENOENT when the entry was removed.
     """
-    if os.geteuid() not in (0, status.st_uid):
+    directory, name = place(node)
+    uid = os.geteuid()
+    if uid == 0:
+        return
+    if directory.stat(name).st_uid != uid:
         raise refusal(errno.EPERM)

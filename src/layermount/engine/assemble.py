@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from layermount.config import Capabilities, LayerMountConfig
 from layermount.engine import locking, work
@@ -16,6 +17,7 @@ from layermount.engine.tree import Tree
 from layermount.engine.upper import Upper
 from layermount.engine.work import Work
 from layermount.errors import ConfigError
+from layermount.layer.base import Layer
 from layermount.layer.descriptors import DescriptorPool, default_capacity
 from layermount.layer.directory import DirectoryLayer
 from layermount.layer.marks import (
@@ -29,9 +31,17 @@ from layermount.layer.marks import (
 from layermount.linux import probe_directory, xattrs
 from layermount.linux.probe_directory import DirectoryFindings
 
+#: From one of a configuration's lower paths to the layer that is there, open; None for a plain
+#: directory, which is opened here.
+LowerOpener = Callable[[Path], Layer | None]
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+
+def plain_directories(_path: Path) -> Layer | None:
+    """The opener that knows no other layers."""
+    return None
+
+
+class Parts(NamedTuple):
     """What an open overlay consists of.
 
     Attributes:
@@ -46,23 +56,29 @@ class Parts:
     resources: contextlib.ExitStack
 
 
-def assemble(config: LayerMountConfig) -> Parts:
+def assemble(config: LayerMountConfig, open_lower: LowerOpener = plain_directories) -> Parts:
     """Open the layers of a configuration.
+
+    Args:
+        config: The layers.
+        open_lower: Asked for each of the lowers first. What it returns is closed with the rest, and
+            is no directory that could overlap another.
 
     Raises:
         ConfigError: Layers overlap, or the upper's filesystem cannot hold the marks.
         LayerUnavailableError: A layer cannot be opened, or an upper was not closed cleanly.
         LayerBusyError: Another overlay has the upper or the work directory.
     """
-    # Before anything is swept: a layer named as work directory by mistake must lose nothing.
-    locking.refuse_overlap(_named_paths(config))
     with contextlib.ExitStack() as stack:
+        others = _open_others(config, open_lower, stack)
+        # Before anything is swept: a layer named as work directory by mistake must lose nothing.
+        locking.refuse_overlap(_named_paths(config, others))
         pool = DescriptorPool(default_capacity())
         stack.callback(pool.close)
         upper = None if config.upper_path is None else _open_upper(config, pool, stack)
         marks = _read_marks(config) if upper is None else upper.marks
-        lowers = _open_lowers(config, marks, pool, stack)
-        layers = lowers if upper is None else [upper.layer, *lowers]
+        lowers = _open_lowers(config, others, marks, pool, stack)
+        layers: list[Layer] = [*lowers] if upper is None else [upper.layer, *lowers]
         redirects = marks is OVERLAY or any(map(_has_own_redirects, layers))
         tree = Tree(
             None if upper is None else upper.layer,
@@ -137,29 +153,53 @@ def _read_marks(config: LayerMountConfig) -> KernelMarks:
     return OVERLAY if os.geteuid() == 0 else OVERLAY_USER
 
 
+def _open_others(
+    config: LayerMountConfig, open_lower: LowerOpener, stack: contextlib.ExitStack
+) -> list[Layer | None]:
+    """For each lower the layer, where it is no plain directory."""
+    others = []
+    for path in config.lower_paths:
+        layer = open_lower(path)
+        if layer is not None:
+            stack.callback(layer.close)
+        others.append(layer)
+    return others
+
+
 def _open_lowers(
-    config: LayerMountConfig, marks: Marks, pool: DescriptorPool, stack: contextlib.ExitStack
-) -> list[DirectoryLayer]:
+    config: LayerMountConfig,
+    others: Sequence[Layer | None],
+    marks: Marks,
+    pool: DescriptorPool,
+    stack: contextlib.ExitStack,
+) -> list[Layer]:
     """The lowers, nearest first, down to one whose root is opaque: what is deeper is never seen."""
-    lowers = []
-    for path, dialect in zip(config.lower_paths, config.lower_dialects, strict=True):
-        own = marks if dialect is None else DIALECTS[dialect]
-        layer = DirectoryLayer(path, own, pool, read_only=True)
-        stack.callback(layer.close)
+    lowers: list[Layer] = []
+    for path, dialect, other in zip(config.lower_paths, config.lower_dialects, others, strict=True):
+        layer = other
+        if layer is None:
+            own = marks if dialect is None else DIALECTS[dialect]
+            layer = DirectoryLayer(path, own, pool, read_only=True)
+            stack.callback(layer.close)
         lowers.append(layer)
         if layer.root.is_opaque():
             break
     return lowers
 
 
-def _named_paths(config: LayerMountConfig) -> list[tuple[str, Path]]:
-    lowers = [(f"lower {n}", path) for n, path in enumerate(config.lower_paths)]
+def _named_paths(
+    config: LayerMountConfig, others: Sequence[Layer | None]
+) -> list[tuple[str, Path]]:
+    named = enumerate(zip(config.lower_paths, others, strict=True))
+    lowers = [(f"lower {n}", path) for n, (path, other) in named if other is None]
     if config.upper_path is None or config.work_dir_path is None:
         return lowers
     return [("upper", config.upper_path), ("work directory", config.work_dir_path), *lowers]
 
 
-def _has_own_redirects(layer: DirectoryLayer) -> bool:
+def _has_own_redirects(layer: Layer) -> bool:
+    if not isinstance(layer, DirectoryLayer):
+        return False
     return xattrs.find_xattr(layer.root_fd, ".", OWN_REDIRECTS) is not None
 
 

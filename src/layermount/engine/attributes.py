@@ -6,31 +6,38 @@ the size does not change.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 
 from layermount.engine.access import require_access, require_owner
 from layermount.engine.copyup import CopyUp
-from layermount.engine.node import DirectoryNode, Node
-from layermount.engine.refusals import missing, refusal
+from layermount.engine.node import Node, place
+from layermount.engine.refusals import refusal
 from layermount.engine.tree import Tree
 from layermount.engine.upper import Upper
 from layermount.layer import copy
-from layermount.layer.base import DIRECTORY, LINK, REGULAR, Directory
-from layermount.linux import xattrs
+from layermount.layer.base import DIRECTORY, LINK, REGULAR
+from layermount.linux import file_flags, xattrs
 
 
-def place(node: Node) -> tuple[Directory, str]:
-    """Where an entry's own metadata is: the layer's directory and the name in it.
+@contextlib.contextmanager
+def opened_for_flags(node: Node) -> Iterator[int]:
+    """A descriptor of a node's own file, for calls that know files by descriptor alone.
 
     Raises:
-        OSError: ENOENT when the entry was removed.
+        OSError: ENOTTY for what is neither file nor directory, and must not be opened.
     """
-    if node.removed:
-        raise missing(node.name)
-    if isinstance(node, DirectoryNode):
-        return node.top, "."
-    return node.holder, node.entry
+    directory, name = place(node)
+    if node.kind not in (REGULAR, DIRECTORY) or directory.fd is None:
+        raise refusal(errno.ENOTTY, node.name)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(name, flags, dir_fd=directory.fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 class Attributes:
@@ -54,8 +61,9 @@ class Attributes:
         if node.kind == LINK:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), node.name)
         with self._tree.lock:
-            require_owner(self._tree.getattr(node))
-        self._copy_up.bring_up(node, data=False)
+            require_owner(node)
+        if self._copy_up.bring_up(node, data=False, mode=mode & 0o7777):
+            return
         with self._tree.lock:
             fd, name = self._physical(node)
             copy.chmod(fd, name, mode & 0o7777)
@@ -71,16 +79,15 @@ class Attributes:
     def utimens(self, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
         """Set access and modification time; None leaves one as it is."""
         with self._tree.lock:
-            require_owner(self._tree.getattr(node))
+            require_owner(node)
         self._copy_up.bring_up(node, data=False)
         with self._tree.lock:
             fd, name = self._physical(node)
-            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            times = (
-                status.st_atime_ns if atime_ns is None else atime_ns,
-                status.st_mtime_ns if mtime_ns is None else mtime_ns,
-            )
-            os.utime(name, ns=times, dir_fd=fd, follow_symlinks=False)
+            if atime_ns is None or mtime_ns is None:
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                atime_ns = status.st_atime_ns if atime_ns is None else atime_ns
+                mtime_ns = status.st_mtime_ns if mtime_ns is None else mtime_ns
+            os.utime(name, ns=(atime_ns, mtime_ns), dir_fd=fd, follow_symlinks=False)
 
     def truncate(self, node: Node, size: int) -> None:
         """Set a regular file's size; only the data that stays is copied up.
@@ -106,6 +113,20 @@ class Attributes:
             os.truncate(f"/proc/self/fd/{target}", size)
         finally:
             os.close(target)
+
+    def set_flags(self, node: Node, flags: int) -> None:
+        """Set the FS_*_FL flags; a file comes up with its data, for they are its inode's.
+
+        Raises:
+            OSError: EOPNOTSUPP for what would stop the engine itself from changing the upper.
+        """
+        if flags & (file_flags.FS_IMMUTABLE_FL | file_flags.FS_APPEND_FL):
+            raise refusal(errno.EOPNOTSUPP, node.name)
+        if node.kind not in (REGULAR, DIRECTORY):
+            raise refusal(errno.ENOTTY, node.name)
+        self._copy_up.bring_up(node)
+        with self._tree.lock, opened_for_flags(node) as fd:
+            file_flags.set_flags(fd, flags)
 
     def setxattr(self, node: Node, key: str, value: bytes, flags: int = 0) -> None:
         """Set one attribute; POSIX ACLs are `system.posix_acl_access` and `…_default`.

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from layermount.config import Capabilities
 from layermount.engine.access import require_access
 from layermount.engine.copyup import CopyUp
+from layermount.engine.index import DirectoryIndex
 from layermount.engine.node import DirectoryNode, Node, parent_of, upper_of
-from layermount.engine.refusals import missing, refusal
+from layermount.engine.refusals import is_too_long, missing, refusal
+from layermount.engine.reports import Reports
 from layermount.engine.tree import Tree
 from layermount.engine.upper import Upper
-from layermount.events import Event, EventKind
+from layermount.events import EventKind
 from layermount.layer.base import CHARACTER_DEVICE, DIRECTORY, FIFO, LINK, REGULAR, SOCKET
 
 #: Makes an entry: directory descriptor and name.
@@ -28,13 +30,11 @@ Make = Callable[[int, str], None]
 class Create:
     """Makes entries of every kind."""
 
-    def __init__(
-        self, tree: Tree, upper: Upper, copy_up: CopyUp, emit: Callable[[Event], None]
-    ) -> None:
+    def __init__(self, tree: Tree, upper: Upper, copy_up: CopyUp, reports: Reports) -> None:
         self._tree = tree
         self._upper = upper
         self._copy_up = copy_up
-        self._emit = emit
+        self._reports = reports
 
     def file(self, parent: DirectoryNode, name: str, flags: int, mode: int) -> tuple[Node, int]:
         """A new regular file and its open descriptor, the caller's."""
@@ -91,8 +91,44 @@ class Create:
             os.link(node.entry, new, src_dir_fd=source.fd, dst_dir_fd=dir_fd, follow_symlinks=False)
 
         linked = self._make(parent, name, node.kind, make, linked=True)
-        linked.inode = node.inode
+        linked.inode, linked.fresh, linked.whole = node.inode, node.fresh, node.whole
+        node.data = None
         return linked
+
+    def nameless(self, parent: DirectoryNode, flags: int, mode: int) -> tuple[Node, int]:
+        """A new regular file without a name, in the filesystem's directory, and its descriptor.
+
+        Its node is as if it had been removed.
+        """
+        if parent.removed:
+            raise missing(parent.name)
+        require_access(parent, os.W_OK | os.X_OK)
+        self._copy_up.bring_up(parent)
+        directory = upper_of(parent)
+        flags = flags & ~(os.O_CREAT | os.O_TRUNC) | os.O_TMPFILE | os.O_CLOEXEC
+        fd = os.open(".", flags, mode, dir_fd=directory.fd)
+        status = os.fstat(fd)
+        node = Node(parent, f"#{status.st_ino}", REGULAR)
+        node.holder = directory
+        node.inode = self._tree.inodes.number(status)
+        node.fresh = node.whole = node.removed = True
+        return node, fd
+
+    def first_name(self, node: Node, fd: int, parent: DirectoryNode, name: str) -> None:
+        """Give a file that `nameless` made, open as `fd`, a name.
+
+        Raises:
+            OSError: ENOENT when it was opened with O_EXCL, or has had a name and lost it.
+        """
+
+        def make(dir_fd: int, new: str) -> None:
+            source = f"/proc/self/fd/{fd}"
+            os.link(source, new, dst_dir_fd=dir_fd, follow_symlinks=True)
+
+        self._land(parent, name, REGULAR, make, linked=True)
+        node.parent, node.name, node.removed = parent, name, False
+        node.holder, node.entry = upper_of(parent), name
+        parent.children[name] = node
 
     def require_links(self) -> None:
         """Refuse hard links where there are none.
@@ -106,22 +142,26 @@ class Create:
     def _make(
         self, parent: DirectoryNode, name: str, kind: int, make: Make, *, linked: bool = False
     ) -> Node:
-        self.require_free(parent, name)
+        self._land(parent, name, kind, make, linked=linked)
+        return self._tree.put_new(parent, name, kind)
+
+    def _land(
+        self, parent: DirectoryNode, name: str, kind: int, make: Make, *, linked: bool
+    ) -> None:
+        index = self.require_free(parent, name)
         require_access(parent, os.W_OK | os.X_OK)
         self._copy_up.bring_up(parent)
         directory = upper_of(parent)
-        if name in self._tree.index(parent).whiteouts:
+        if name in index.whiteouts:
             self._over_whiteout(parent, name, kind, make, linked=linked)
         else:
             make(directory.fd, name)
             self._upper.note(directory)
-        if parent.index is not None:
-            parent.index.put_upper(name, kind)
-        self._emit(Event(EventKind.CREATED, f"{parent.path}/{name}".removeprefix("/")))
-        return self._tree.get(parent, name)
+        index.put_upper(name, kind)
+        self._reports.note(EventKind.CREATED, parent, name)
 
-    def require_free(self, parent: DirectoryNode, name: str) -> None:
-        """Refuse a name that cannot be made here.
+    def require_free(self, parent: DirectoryNode, name: str) -> DirectoryIndex:
+        """Refuse a name that cannot be made here; the directory's index if it can.
 
         Raises:
             OSError: EEXIST, ENAMETOOLONG, or ENOENT when the directory was removed.
@@ -129,8 +169,10 @@ class Create:
         if parent.removed:
             raise missing(name)
         check_name(name)
-        if name in (".", "..") or name in self._tree.index(parent):
+        index = self._tree.index(parent)
+        if name in index or name in (".", ".."):
             raise refusal(errno.EEXIST, name)
+        return index
 
     def _over_whiteout(
         self, parent: DirectoryNode, name: str, kind: int, make: Make, *, linked: bool
@@ -177,5 +219,5 @@ def check_name(name: str) -> None:
         raise refusal(errno.ENOENT, name)
     if "/" in name:
         raise refusal(errno.EINVAL, name)
-    if len(os.fsencode(name)) > 255:
+    if is_too_long(name):
         raise missing(name)

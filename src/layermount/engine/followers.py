@@ -46,6 +46,11 @@ class Followers:
         status = os.fstat(fd)
         self._shared[status.st_dev, status.st_ino] = waiting
 
+    @property
+    def share(self) -> bool:
+        """Whether files wait for a copy with several names: then a node alone does not tell all."""
+        return bool(self._shared)
+
     def are_shared(self, node: Node) -> bool:
         """Whether files that are open by other names wait for this copy's data."""
         if not self._shared or not node.in_upper:

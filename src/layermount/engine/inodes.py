@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from layermount.engine.node import DirectoryNode, Node
 from layermount.layer.base import Directory
+from layermount.layer.directory import LayerDirectory, filesystem_uuid
 from layermount.layer.origin import Origin, parse_origin
 from layermount.linux import files
 
@@ -33,9 +34,9 @@ class InodeNumbers:
 
     def number(self, status: os.stat_result) -> int:
         """The number shown for a file with this metadata in its own layer."""
-        filesystem = self._filesystems.setdefault(status.st_dev, len(self._filesystems))
-        if filesystem == 0:
+        if status.st_dev == self.device:
             return status.st_ino
+        filesystem = self._filesystems.setdefault(status.st_dev, len(self._filesystems))
         if status.st_ino >> _FILESYSTEM_SHIFT:
             key = (status.st_dev, status.st_ino)
             return self._invented.setdefault(key, _FIRST_INVENTED + len(self._invented))
@@ -48,11 +49,13 @@ class InodeNumbers:
         return node.inode
 
     def _find(self, node: Node, status: os.stat_result) -> int:
+        if node.depth:
+            return self.number(status)
         if isinstance(node, DirectoryNode):
             # As in the kernel, the root goes by the upper: nothing says what it was copied from.
             by_lower = node.lowers and not (node.parent is None and node.in_upper)
             return self.number(node.lowers[0].stat(".") if by_lower else status)
-        lower = self.lower_of(node) if node.in_upper else None
+        lower = self.lower_of(node) if node.in_upper and not node.fresh else None
         return self.number(status if lower is None else lower)
 
     def lower_of(self, node: Node) -> os.stat_result | None:
@@ -111,16 +114,6 @@ def _roots_by_uuid(directories: Sequence[Directory]) -> dict[bytes, list[int]]:
     return roots
 
 
-def filesystem_uuid(fd: int) -> bytes:
-    """The UUID that origin records name this filesystem by; zeros where it has none."""
-    try:
-        return files.filesystem_uuid(fd)
-    except OSError as error:
-        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL):
-            return bytes(16)
-        raise
-
-
 def origin_of(directory: Directory, name: str) -> bytes | None:
     """The origin record to write for a copy of `name`; None where `directory` is virtual."""
     fd = directory.fd
@@ -132,4 +125,8 @@ def origin_of(directory: Directory, name: str) -> bytes | None:
         if error.errno in (errno.EOPNOTSUPP, errno.EOVERFLOW):
             return b""
         raise
-    return Origin(filesystem_uuid(fd), handle_type, handle).pack()
+    if isinstance(directory, LayerDirectory):
+        uuid = directory.layer.filesystem_uuid
+    else:
+        uuid = filesystem_uuid(fd)
+    return Origin(uuid, handle_type, handle).pack()

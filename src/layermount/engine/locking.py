@@ -77,7 +77,7 @@ def _holder(fd: int) -> int | None:
     """The process that holds the lock, as /proc/locks tells it."""
     status = os.fstat(fd)
     wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+    for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
         fields = line.split()
         if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == wanted:
             return int(fields[4])

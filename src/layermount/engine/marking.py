@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 
 from layermount.engine.access import require_access
 from layermount.engine.copyup import CopyUp
@@ -12,22 +11,21 @@ from layermount.engine.create import check_name
 from layermount.engine.node import DirectoryNode, Node, upper_of
 from layermount.engine.refusals import missing, refusal
 from layermount.engine.remove import detach, is_physical
+from layermount.engine.reports import Reports
 from layermount.engine.tree import Tree
 from layermount.engine.upper import Upper
-from layermount.events import Event, EventKind
+from layermount.events import EventKind
 from layermount.layer.base import DIRECTORY, REGULAR
 
 
 class Marking:
     """Sets marks."""
 
-    def __init__(
-        self, tree: Tree, upper: Upper, copy_up: CopyUp, emit: Callable[[Event], None]
-    ) -> None:
+    def __init__(self, tree: Tree, upper: Upper, copy_up: CopyUp, reports: Reports) -> None:
         self._tree = tree
         self._upper = upper
         self._copy_up = copy_up
-        self._emit = emit
+        self._reports = reports
 
     def set_opaque(self, directory: DirectoryNode) -> None:
         """Hide what the lowers have in a directory.
@@ -45,7 +43,7 @@ class Marking:
         self._upper.set_record(upper_of(directory).fd, ".", "opaque", b"y")
         self._upper.note(upper_of(directory))
         self._cut_off(directory)
-        self._emit(Event(EventKind.OPAQUE_SET, directory.path))
+        self._reports.note(EventKind.OPAQUE_SET, directory)
 
     def whiteout(self, parent: DirectoryNode, name: str) -> None:
         """Delete `name` by a mark in the upper.
@@ -64,7 +62,6 @@ class Marking:
         if name in index.whiteouts:
             return
         node = self._tree.find(parent, name)
-        path = f"{parent.path}/{name}".removeprefix("/")
         if node is not None and is_physical(node):
             mark = self._upper.work.whiteout()
             with self._upper.work.discarding(mark):
@@ -75,14 +72,14 @@ class Marking:
             self._remove_all(node)
         if parent.index is not None:
             parent.index.mark(name)
-        self._emit(Event(EventKind.WHITEOUT_CREATED, path))
+        self._reports.note(EventKind.WHITEOUT_CREATED, parent, name)
         if node is not None:
-            self._emit(Event(EventKind.REMOVED, path))
+            self._reports.note(EventKind.REMOVED, parent, name)
 
     def _remove_all(self, node: Node) -> None:
         """Everything below goes with it."""
         if isinstance(node, DirectoryNode):
-            for child in tuple(node.children.values()):
+            for child in node.children.values():
                 self._remove_all(child)
         detach(self._tree, node)
 
@@ -104,7 +101,7 @@ class Marking:
         directory.lowers, directory.depths = (), ()
         directory.inode = None
         self._tree.forget(directory)
-        for child in tuple(directory.children.values()):
+        for child in directory.children.values():
             if not is_physical(child):
                 self._remove_all(child)
             elif isinstance(child, DirectoryNode) and not _comes_from_elsewhere(child):

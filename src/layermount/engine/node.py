@@ -36,12 +36,17 @@ class Node:
         depth: Which layer `holder` is of: 0 is the upper, 1 the nearest lower.
         inode: The inode number shown, once it has been needed.
         handles: Open files that still read a lower's data and must follow a copy-up.
+        fresh: Whether it was made new here, so that no record can say where it comes from.
+        whole: Whether its file is known to be no metadata-only copy.
+        data: Where the data of a metadata-only copy is, once known: depth, directory and name. Of
+            what the upper holds by one name only; by another one the data might come up unnoticed.
         removed: No longer visible anywhere; open files of it go on.
+        host: What a host keeps about it; the engine never looks.
     """
 
     __slots__ = (
-        "__weakref__", "depth", "entry", "handles", "holder", "inode", "kind", "name", "parent",
-        "removed",
+        "__weakref__", "data", "depth", "entry", "fresh", "handles", "holder", "host", "inode",
+        "kind", "name", "parent", "removed", "whole",
     )  # fmt: skip
 
     def __init__(self, parent: DirectoryNode | None, name: str, kind: int) -> None:
@@ -53,7 +58,11 @@ class Node:
         self.depth = 0
         self.inode: int | None = None
         self.handles: weakref.WeakSet[Follower] | None = None
+        self.fresh = False
+        self.whole = False
+        self.data: tuple[int, Directory, str] | None = None
         self.removed = False
+        self.host: object = None
 
     @property
     def in_upper(self) -> bool:
@@ -69,6 +78,52 @@ class Node:
             names.append(node.name)
             node = node.parent
         return "/".join(reversed(names))
+
+
+class _Reference(weakref.ref["Node"]):
+    """A weak reference that knows its name."""
+
+    __slots__ = ("name",)
+
+    name: str
+
+
+class Children:
+    """The live nodes below a directory, by name. It keeps none of them alive.
+
+    As a `weakref.WeakValueDictionary` of strings, at half the cost of a look and of an entry.
+    """
+
+    __slots__ = ("_drop", "_references")
+
+    def __init__(self) -> None:
+        references: dict[str, _Reference] = {}
+
+        def drop(reference: _Reference) -> None:
+            if references.get(reference.name) is reference:
+                del references[reference.name]
+
+        self._references = references
+        self._drop = drop
+
+    def get(self, name: str) -> Node | None:
+        """The node of that name, if it is alive."""
+        reference = self._references.get(name)
+        return None if reference is None else reference()
+
+    def __setitem__(self, name: str, node: Node) -> None:
+        reference = _Reference(node, self._drop)
+        reference.name = name
+        self._references[name] = reference
+
+    def pop(self, name: str) -> None:
+        """Leave a name out, if it is there."""
+        self._references.pop(name, None)
+
+    def values(self) -> list[Node]:
+        """The live nodes."""
+        nodes = [reference() for reference in tuple(self._references.values())]
+        return [node for node in nodes if node is not None]
 
 
 class DirectoryNode(Node):
@@ -92,7 +147,7 @@ class DirectoryNode(Node):
         self.depths: tuple[int, ...] = ()
         self.impure = False
         self.index: DirectoryIndex | None = None
-        self.children: weakref.WeakValueDictionary[str, Node] = weakref.WeakValueDictionary()
+        self.children = Children()
 
     @property
     def in_upper(self) -> bool:
@@ -125,6 +180,19 @@ def parent_of(node: Node) -> DirectoryNode:
     if node.parent is None:
         raise missing(node.name)
     return node.parent
+
+
+def place(node: Node) -> tuple[Directory, str]:
+    """Where an entry's own metadata is: the layer's directory and the name in it.
+
+    Raises:
+        OSError: ENOENT when the entry was removed.
+    """
+    if node.removed:
+        raise missing(node.name)
+    if isinstance(node, DirectoryNode):
+        return node.top, "."
+    return node.holder, node.entry
 
 
 def upper_of(directory: DirectoryNode) -> LayerDirectory:

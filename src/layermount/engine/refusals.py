@@ -20,4 +20,5 @@ def missing(name: str) -> OSError:
 
 def is_too_long(name: str) -> bool:
     """Whether no filesystem can have this name."""
-    return len(os.fsencode(name)) > NAME_MAX
+    # No character takes more than four bytes.
+    return len(name) > NAME_MAX // 4 and len(os.fsencode(name)) > NAME_MAX

@@ -9,29 +9,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from layermount.engine.access import require_access
 from layermount.engine.copyup import CopyUp
 from layermount.engine.create import check_name
+from layermount.engine.hardlinks import LinkIndex
 from layermount.engine.node import DirectoryNode, Node, upper_of
 from layermount.engine.refusals import missing, refusal
+from layermount.engine.reports import Reports
 from layermount.engine.tree import Tree
 from layermount.engine.upper import Upper
-from layermount.events import Event, EventKind
+from layermount.events import EventKind
 from layermount.layer.base import DIRECTORY
 
 
 class Remove:
     """Removes files and directories."""
 
-    def __init__(
-        self, tree: Tree, upper: Upper, copy_up: CopyUp, emit: Callable[[Event], None]
-    ) -> None:
+    def __init__(self, tree: Tree, upper: Upper, copy_up: CopyUp, reports: Reports) -> None:
         self._tree = tree
         self._upper = upper
         self._copy_up = copy_up
-        self._emit = emit
+        self._reports = reports
 
     def unlink(self, parent: DirectoryNode, name: str) -> None:
         """Remove what is no directory.
@@ -45,13 +45,15 @@ class Remove:
         with self.last_name(node):
             self._take_away(parent, node)
 
-    @contextlib.contextmanager
-    def last_name(self, node: Node) -> Iterator[None]:
+    def last_name(self, node: Node) -> contextlib.AbstractContextManager[None]:
         """Around the removal of one name of a file: where links are indexed, the index follows."""
         links = self._tree.links
         if links is None or isinstance(node, DirectoryNode):
-            yield
-            return
+            return contextlib.nullcontext()
+        return self._indexed(node, links)
+
+    @contextlib.contextmanager
+    def _indexed(self, node: Node, links: LinkIndex) -> Iterator[None]:
         if links.entry_for(node, node.holder.stat(node.entry)) is not None or links.holds(node):
             # The count of names is kept on the copy, so there must be one.
             self._copy_up.bring_up(node, data=False)
@@ -103,11 +105,10 @@ class Remove:
             self._upper.unlink(directory, name)
         if parent.index is not None:
             parent.index.remove(name)
-        path = node.path
         detach(self._tree, node)
         if covers:
-            self._emit(Event(EventKind.WHITEOUT_CREATED, path))
-        self._emit(Event(EventKind.REMOVED, path))
+            self._reports.note(EventKind.WHITEOUT_CREATED, parent, name)
+        self._reports.note(EventKind.REMOVED, parent, name)
 
 
 def is_physical(node: Node) -> bool:
@@ -120,7 +121,7 @@ def is_physical(node: Node) -> bool:
 def detach(tree: Tree, node: Node) -> None:
     """The node is visible no more; open files of it go on."""
     if node.parent is not None:
-        node.parent.children.pop(node.name, None)
+        node.parent.children.pop(node.name)
     node.removed = True
     if isinstance(node, DirectoryNode):
         tree.forget(node)

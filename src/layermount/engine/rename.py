@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from layermount.config import Capabilities
 from layermount.engine.access import require_access
@@ -20,18 +19,17 @@ from layermount.engine.create import check_name
 from layermount.engine.node import DirectoryNode, Node, upper_of
 from layermount.engine.refusals import missing, refusal
 from layermount.engine.remove import Remove, detach
+from layermount.engine.reports import Reports
 from layermount.engine.tree import Tree
 from layermount.engine.upper import Upper
 from layermount.engine.work import HARMLESS
-from layermount.events import Event, EventKind
+from layermount.events import EventKind
 from layermount.layer import copy
-from layermount.layer.base import REGULAR
 from layermount.layer.directory import LayerDirectory
 from layermount.linux import files
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """A rename that is allowed.
 
     Attributes:
@@ -62,13 +60,13 @@ class Rename:
         upper: Upper,
         copy_up: CopyUp,
         remove: Remove,
-        emit: Callable[[Event], None],
+        reports: Reports,
     ) -> None:
         self._tree = tree
         self._upper = upper
         self._copy_up = copy_up
         self._remove = remove
-        self._emit = emit
+        self._reports = reports
 
     def plan(
         self, old_parent: DirectoryNode, old: str, new_parent: DirectoryNode, new: str, flags: int
@@ -152,11 +150,17 @@ class Rename:
         if len(self._tree.index(target)):
             raise refusal(errno.ENOTEMPTY, move.new_name)
 
+    def is_ready(self, move: Move) -> bool:
+        """Whether what moves is in the upper already."""
+        is_up = self._copy_up.is_up
+        target = move.target if move.is_exchange else None
+        return is_up(move.node, data=False) and (target is None or is_up(target, data=False))
+
     def carry_out(self, move: Move) -> None:
         """Do a planned move. The nodes that move are in the upper already."""
         self._copy_up.bring_up(move.new_parent)
         self._make_ready(move.node, move.old_parent, move.new_parent)
-        old_path, name = move.node.path, move.node.name
+        old = move.old_parent, move.node.name
         if move.is_exchange:
             self._exchange(move)
         elif move.target is None:
@@ -164,10 +168,9 @@ class Rename:
         else:
             with self._remove.last_name(move.target):
                 self._move(move)
-        new_path = move.node.path
-        self._emit(Event(EventKind.RENAMED, new_path, old_path))
-        if self._tree.index(move.old_parent).is_in_lower(name) and not move.is_exchange:
-            self._emit(Event(EventKind.WHITEOUT_CREATED, old_path))
+        self._reports.note(EventKind.RENAMED, move.node, old=old)
+        if self._tree.index(move.old_parent).is_in_lower(old[1]) and not move.is_exchange:
+            self._reports.note(EventKind.WHITEOUT_CREATED, *old)
 
     def _exchange(self, move: Move) -> None:
         node, target, name = move.node, move.target, move.node.name
@@ -193,7 +196,7 @@ class Rename:
             move.old_parent.index.remove(name)
         if target is not None:
             detach(self._tree, target)
-        move.old_parent.children.pop(name, None)
+        move.old_parent.children.pop(name)
         self._place(node, move.new_parent, move.new_name)
 
     def _drop_mark(self, parent: DirectoryNode, name: str) -> None:
@@ -208,7 +211,10 @@ class Rename:
     def _rename(self, move: Move, flags: int) -> None:
         old_fd = upper_of(move.old_parent).fd
         new_fd = upper_of(move.new_parent).fd
-        files.renameat2(old_fd, move.node.name, new_fd, move.new_name, flags)
+        if flags:
+            files.renameat2(old_fd, move.node.name, new_fd, move.new_name, flags)
+        else:
+            os.rename(move.node.name, move.new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd)
         self._upper.note(upper_of(move.new_parent))
         self._upper.note(upper_of(move.old_parent))
 
@@ -231,10 +237,12 @@ class Rename:
                 self._set_redirect(node, directory, same=old_parent is new_parent)
             elif new_parent.lowers and not upper_of(node).is_opaque():
                 self._upper.set_record(directory.fd, node.name, "opaque", b"y")
-        elif node.kind == REGULAR and directory.is_metacopy(node.name):
+        elif self._tree.is_shell(node):
             # Not the name alone: it would mean another file under a hard link in another directory.
             self._set_redirect(node, directory, same=False)
-        if old_parent is not new_parent and directory.origin(node.name) is not None:
+        if node.fresh or old_parent is new_parent or new_parent.impure:
+            return
+        if directory.origin(node.name) is not None:
             self._copy_up.mark_impure(new_parent)
 
     def _set_redirect(self, node: Node, directory: LayerDirectory, *, same: bool) -> None:
@@ -248,7 +256,7 @@ class Rename:
     def keep_data_findable(self, node: Node) -> None:
         """Before a metadata-only copy gets another name: record where its data is."""
         directory = None if node.parent is None else node.parent.upper
-        if directory is not None and node.kind == REGULAR and directory.is_metacopy(node.name):
+        if directory is not None and self._tree.is_shell(node):
             self._set_redirect(node, directory, same=False)
 
     def _clear(self, target: DirectoryNode) -> None:
@@ -260,13 +268,13 @@ class Rename:
         name = work.name()
         os.mkdir(name, 0o700, dir_fd=work.fd)
         with work.discarding(name):
-            copy.apply_owner(work.fd, name, status)
-            copy.copy_xattrs(
-                directory, ".", self._upper.staging, name, keys=directory.listxattr(".")
-            )
+            made = copy.WorkFile(work.fd, name)
+            made.set_owner(status)
+            keys = directory.listxattr(".")
+            copy.copy_xattrs(directory, ".", made, self._upper.marks, keys=keys)
             self._upper.set_record(work.fd, name, "opaque", b"y")
-            copy.apply_mode(work.fd, name, status)
-            copy.apply_times(work.fd, name, status)
+            made.set_mode(status.st_mode)
+            made.set_times(status)
             parent = target.parent
             assert parent is not None  # noqa: S101  the root is never a target
             directory.forget()

@@ -20,13 +20,18 @@ from layermount.engine.node import DirectoryNode, Node, as_upper, upper_of
 from layermount.engine.refusals import missing
 from layermount.engine.search import Level, Search
 from layermount.layer.base import DIRECTORY, REGULAR, Directory, Layer
-from layermount.layer.directory import DirectoryLayer
+from layermount.layer.directory import DirectoryLayer, LayerDirectory
 
 #: The fields of `os.stat_result` that are not in its tuple.
 _BEYOND_TUPLE = (
     "st_atime", "st_mtime", "st_ctime", "st_atime_ns", "st_mtime_ns", "st_ctime_ns", "st_blksize",
     "st_blocks", "st_rdev",
 )  # fmt: skip
+
+
+#: A layer's own metadata of an entry, and what is shown instead of its inode number, its link count
+#: and its number of blocks.
+Shown = tuple[os.stat_result, int, int, int]
 
 
 class Tree:
@@ -61,6 +66,8 @@ class Tree:
         self.search = Search(self.lowers, redirects=redirects)
         self.inodes = InodeNumbers([directory for _, directory in self.root.stack()])
         self._capacity = capacity
+        # As long as there is plenty of room nobody is evicted, so nobody need be in order.
+        self._plenty = capacity // 2
         self._recent: OrderedDict[DirectoryNode, None] = OrderedDict()
 
     def index(self, directory: DirectoryNode) -> DirectoryIndex:
@@ -69,15 +76,15 @@ class Tree:
         Raises:
             OSError: A layer's directory cannot be read; nothing is remembered.
         """
-        if directory.index is None:
+        index = directory.index
+        if index is None:
             self.counters.cache_misses += 1
-            directory.index = build_index((at, part.scan()) for at, part in directory.stack())
+            index = build_index((at, part.scan()) for at, part in directory.stack())
+            directory.index = index
             self._remember(directory)
-        elif directory in self._recent:
+        elif len(self._recent) > self._plenty:
             self._recent.move_to_end(directory)
-        else:
-            self._remember(directory)
-        return directory.index
+        return index
 
     def _remember(self, directory: DirectoryNode) -> None:
         self._recent[directory] = None
@@ -92,8 +99,7 @@ class Tree:
 
     def find(self, parent: DirectoryNode, name: str) -> Node | None:
         """The visible entry `name` of a directory, or None."""
-        if parent.index is not None:
-            self.counters.cache_hits += 1
+        self.counters.cache_hits += parent.index is not None
         node = parent.children.get(name)
         if node is not None:
             return node
@@ -117,6 +123,22 @@ class Tree:
         node = self.find(parent, name)
         if node is None:
             raise missing(name)
+        return node
+
+    def put_new(self, parent: DirectoryNode, name: str, kind: int) -> Node:
+        """The node of an entry that was just made in the upper, where nothing shows through."""
+        holder = upper_of(parent)
+        if kind == DIRECTORY:
+            directory = DirectoryNode(parent, name)
+            directory.upper = LayerDirectory(holder.layer, holder, name)
+            directory.index = DirectoryIndex()
+            self._remember(directory)
+            node: Node = directory
+        else:
+            node = Node(parent, name, kind)
+            node.holder = holder
+        node.fresh = node.whole = True
+        parent.children[name] = node
         return node
 
     def _file_node(self, parent: DirectoryNode, name: str, position: int, kind: int) -> Node:
@@ -167,13 +189,14 @@ class Tree:
             OSError: EIO when a metadata-only copy's data is in no deeper layer, EPERM when records
                 are not followed here and the file is one.
         """
-        alone = node.kind != REGULAR or node.depth >= self.search.deepest
-        if alone or not node.holder.is_metacopy(node.entry):
+        if self.is_known_whole(node) or not self.is_shell(node):
             return node.depth, node.holder, node.entry
         if not self.redirects:
             raise OSError(
                 errno.EPERM, "metadata-only copy, and records are not followed", node.path
             )
+        if node.data is not None:
+            return node.data
         # The copy that an index entry leads to may have a record of another name; this one's is
         # known.
         record = node.holder.redirect(node.entry) if node.entry == node.name else None
@@ -184,8 +207,33 @@ class Tree:
             raise OSError(errno.EIO, "the data of this metadata-only copy is missing", node.path)
         return found
 
+    def is_known_whole(self, node: Node) -> bool:
+        """Whether a node's file is known to be no metadata-only copy, without looking."""
+        return node.whole or node.depth >= self.search.deepest
+
+    def is_shell(self, node: Node) -> bool:
+        """Whether a node's file is a metadata-only copy; that it is none is remembered."""
+        if not node.whole and node.data is None:
+            node.whole = node.kind != REGULAR or not node.holder.is_metacopy(node.entry)
+        return not node.whole
+
     def getattr(self, node: Node) -> os.stat_result:
         """The metadata shown for a node.
+
+        Raises:
+            OSError: ENOENT when the node was removed.
+        """
+        status, inode, nlink, blocks = self.shown(node)
+        same_file = inode == status.st_ino and status.st_dev == self.inodes.device
+        if same_file and nlink == status.st_nlink and blocks == status.st_blocks:
+            return status
+        head = list(status)
+        head[1:4] = inode, self.inodes.device, nlink
+        rest = {name: getattr(status, name) for name in _BEYOND_TUPLE}
+        return os.stat_result(head, {**rest, "st_blocks": blocks})
+
+    def shown(self, node: Node) -> Shown:
+        """The metadata shown for a node, in parts: cheaper than `getattr` for who packs it.
 
         Raises:
             OSError: ENOENT when the node was removed.
@@ -195,30 +243,23 @@ class Tree:
         if isinstance(node, DirectoryNode):
             status = node.top.stat(".")
             nlink = 1 if node.is_merged else status.st_nlink
-            return self._shown(node, status, nlink=nlink)
+            return status, self.inodes.of(node, status), nlink, status.st_blocks
         status = node.holder.stat(node.entry)
-        nlink = status.st_nlink
-        if self.links is not None:
-            nlink = self.links.count(node, status)
-        return self._shown(node, status, nlink=nlink)
-
-    def _shown(self, node: Node, status: os.stat_result, *, nlink: int) -> os.stat_result:
-        inode = self.inodes.of(node, status)
-        blocks = self._blocks(node, status)
-        same_file = inode == status.st_ino and status.st_dev == self.inodes.device
-        if same_file and nlink == status.st_nlink and blocks == status.st_blocks:
-            return status
-        head = list(status)
-        head[1:4] = inode, self.inodes.device, nlink
-        rest = {name: getattr(status, name) for name in _BEYOND_TUPLE}
-        return os.stat_result(head, {**rest, "st_blocks": blocks})
+        nlink = status.st_nlink if self.links is None else self.links.count(node, status)
+        blocks = status.st_blocks
+        if blocks << 9 < status.st_size:
+            blocks = self._blocks(node, status)
+        inode = node.inode
+        return status, self.inodes.of(node, status) if inode is None else inode, nlink, blocks
 
     def _blocks(self, node: Node, status: os.stat_result) -> int:
         """A metadata-only copy has no blocks of its own; those of its data are shown."""
-        hollow = status.st_blocks * 512 < status.st_size
-        if node.kind == REGULAR and hollow and self.redirects and node.depth < self.search.deepest:
-            _, directory, name = self.data_of(node)
+        if node.kind == REGULAR and self.redirects and node.depth < self.search.deepest:
+            data = self.data_of(node)
+            _, directory, name = data
             if directory is not node.holder or name != node.entry:
+                if self.links is None and status.st_nlink == 1:
+                    node.data = data
                 return directory.stat(name).st_blocks
         return status.st_blocks
 

@@ -13,6 +13,7 @@ import stat
 from layermount.config import Capabilities, Durability
 from layermount.engine.work import Work, make_whiteout
 from layermount.layer import copy
+from layermount.layer.base import DIRECTORY, REGULAR
 from layermount.layer.directory import DirectoryLayer, LayerDirectory
 from layermount.layer.marks import KernelMarks
 from layermount.linux import files, xattrs
@@ -24,7 +25,6 @@ class Upper:
     Attributes:
         marks: The dialect it is written in.
         capabilities: What is asked for and really there.
-        staging: The staging directory as a layer's directory, for what works on those.
     """
 
     def __init__(
@@ -40,7 +40,6 @@ class Upper:
         self.marks = marks
         self.capabilities = capabilities
         self.durability = durability
-        self.staging = _Staging(layer, work)
         self._unsynced: set[LayerDirectory] = set()
 
     def can(self, capability: Capabilities) -> bool:
@@ -95,6 +94,14 @@ class Upper:
 
     def take_out(self, directory: LayerDirectory, name: str) -> None:
         """Remove a directory that shows nothing, with the marks that may be left in it."""
+        try:
+            os.rmdir(name, dir_fd=directory.fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            self.note(directory)
+            return
         work_name = self.work.name()
         os.rename(name, work_name, src_dir_fd=directory.fd, dst_dir_fd=self.work.fd)
         self.note(directory)
@@ -118,15 +125,13 @@ class Upper:
         """
         xattrs.setxattr(dir_fd, name, self.marks.key(record), value)
 
-    def set_origin(self, dir_fd: int, name: str, value: bytes, *, kind: int) -> None:
-        """Store where a copy came from.
+    def keeps_origin(self, kind: int) -> bool:
+        """Whether a copy of this kind gets a record of where it came from.
 
         `user.*` attributes exist on files and directories only; on anything else the record is left
         out, as the kernel does, and the inode number is stable until the next start only.
         """
-        if self.marks.prefix.startswith("user.") and kind not in (4, 8):
-            return
-        self.set_record(dir_fd, name, "origin", value)
+        return kind in (REGULAR, DIRECTORY) or not self.marks.prefix.startswith("user.")
 
     def inherits(self, directory: LayerDirectory) -> bool:
         """Whether what is made in `directory` takes its group or a default ACL from it."""
@@ -150,18 +155,3 @@ class Upper:
                 xattrs.setxattr(self.work.fd, name, copy.ACL_DEFAULT, acl)
             copy.chmod(self.work.fd, name, 0o700 | status.st_mode & stat.S_ISGID)
         return name
-
-
-class _Staging(LayerDirectory):
-    """The staging directory, in the shape that copying works on."""
-
-    __slots__ = ("_work",)
-
-    def __init__(self, layer: DirectoryLayer, work: Work) -> None:
-        super().__init__(layer, None, ".")
-        self._work = work
-
-    @property
-    def fd(self) -> int:
-        """The staging directory's descriptor, open as long as the work directory is."""
-        return self._work.fd

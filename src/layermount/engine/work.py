@@ -12,7 +12,6 @@ import contextlib
 import errno
 import itertools
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +75,18 @@ class Work:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         return name, os.open(name, flags, 0o600, dir_fd=self.fd)
 
+    @contextlib.contextmanager
+    def directory(self) -> Iterator[copy.WorkFile]:
+        """A new empty work directory, open; discarded if the block fails."""
+        name = self.name()
+        os.mkdir(name, 0o700, dir_fd=self.fd)
+        with self.discarding(name):
+            fd = os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=self.fd)
+            try:
+                yield copy.WorkFile(self.fd, name, fd)
+            finally:
+                os.close(fd)
+
     def whiteout(self) -> str:
         """A new whiteout mark, not yet in its place: its name."""
         name = self.name()
@@ -100,6 +111,13 @@ class Work:
             return
         except OSError as error:
             if error.errno not in (errno.EISDIR, errno.EPERM):
+                raise
+        else:
+            return
+        try:
+            os.rmdir(name, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             remove_tree(self.fd, name)
 
@@ -189,7 +207,13 @@ def remove_any(dir_fd: int, name: str) -> None:
 def remove_tree(dir_fd: int, name: str) -> None:
     """Remove a directory with all that is below it, links not followed."""
     _make_accessible(dir_fd, name)
-    shutil.rmtree(name, dir_fd=dir_fd)
+    fd = os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=dir_fd)
+    try:
+        for below in os.listdir(fd):
+            remove_any(fd, below)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=dir_fd)
 
 
 def _make_accessible(dir_fd: int, name: str) -> None:

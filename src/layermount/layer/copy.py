@@ -10,9 +10,10 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from layermount.layer.base import Directory
-from layermount.layer.directory import LayerDirectory
+from layermount.layer.marks import Marks
 from layermount.linux import files, xattrs
 
 #: Bytes handed to one system call: large enough to be free, small enough to stay interruptible.
@@ -47,12 +48,15 @@ def copy_data(
     if size == 0:
         return False
     if reflink and _clone(source_fd, target_fd):
-        os.ftruncate(target_fd, size)
+        # Setting a size costs more than looking at it, even the one that a file has.
+        if os.fstat(target_fd).st_size != size:
+            os.ftruncate(target_fd, size)
         return False
-    segments = files.data_segments(source_fd, size) if sparse else [(0, size)]
-    for start, end in segments:
+    end = 0
+    for start, end in files.data_segments(source_fd, size) if sparse else [(0, size)]:
         _copy_segment(source_fd, target_fd, start, end)
-    os.ftruncate(target_fd, size)
+    if end < size:
+        os.ftruncate(target_fd, size)
     return True
 
 
@@ -97,40 +101,67 @@ def _read_and_write(source_fd: int, target_fd: int, start: int, end: int) -> Non
         position += len(piece)
 
 
+@dataclass(frozen=True, slots=True)
+class WorkFile:
+    """A work file that is made like another entry, in the order of the methods.
+
+    Attributes:
+        dir_fd: The directory that it is in.
+        name: Its name there.
+        fd: The file itself, where it is open: what is known by descriptor need not be found again.
+    """
+
+    dir_fd: int
+    name: str
+    fd: int | None = None
+
+    def set_owner(self, status: os.stat_result) -> None:
+        """Give it the owner in `status`; before anything else, because it clears mode bits."""
+        uid, gid = status.st_uid, status.st_gid
+        if self.fd is not None:
+            os.fchown(self.fd, uid, gid)
+        else:
+            os.chown(self.name, uid, gid, dir_fd=self.dir_fd, follow_symlinks=False)
+
+    def set_xattr(self, key: str, value: bytes) -> None:
+        """Give it an attribute, by its name on disk.
+
+        Raises:
+            OSError: ENOTSUP, EPERM or ENOSPC when it cannot be stored.
+        """
+        if self.fd is not None:
+            os.setxattr(self.fd, key, value)
+        else:
+            xattrs.setxattr(self.dir_fd, self.name, key, value)
+
+    def set_mode(self, mode: int) -> None:
+        """Give it the bits of an `st_mode`; after the attributes, which they may forbid to set."""
+        if self.fd is not None:
+            os.fchmod(self.fd, stat.S_IMODE(mode))
+        elif not stat.S_ISLNK(mode):
+            chmod(self.dir_fd, self.name, stat.S_IMODE(mode))
+
+    def set_times(self, status: os.stat_result) -> None:
+        """Give it the access and modification times in `status`."""
+        times = (status.st_atime_ns, status.st_mtime_ns)
+        if self.fd is not None:
+            os.utime(self.fd, ns=times)
+        else:
+            os.utime(self.name, ns=times, dir_fd=self.dir_fd, follow_symlinks=False)
+
+
 def copy_xattrs(
-    source: Directory,
-    source_name: str,
-    target: LayerDirectory,
-    name: str,
-    *,
-    keys: Iterable[str],
+    source: Directory, entry: str, target: WorkFile, marks: Marks, *, keys: Iterable[str]
 ) -> None:
-    """Give the work file these attributes of the source, by the names that the overlay shows.
+    """Give a work file these attributes of an entry, by the names that the overlay shows.
+
+    `marks` is the dialect of the layer that the work file will be in.
 
     Raises:
         OSError: ENOTSUP, EPERM or ENOSPC when one cannot be stored.
     """
-    marks = target.layer.marks
     for key in keys:
-        value = source.getxattr(source_name, key)
-        xattrs.setxattr(target.fd, name, marks.to_disk(key), value)
-
-
-def apply_owner(dir_fd: int, name: str, status: os.stat_result) -> None:
-    """Give a work file the owner in `status`; before anything else, because it clears mode bits."""
-    os.chown(name, status.st_uid, status.st_gid, dir_fd=dir_fd, follow_symlinks=False)
-
-
-def apply_mode(dir_fd: int, name: str, status: os.stat_result) -> None:
-    """Give a work file the mode in `status`; after the attributes, which it may forbid to set."""
-    if not stat.S_ISLNK(status.st_mode):
-        chmod(dir_fd, name, stat.S_IMODE(status.st_mode))
-
-
-def apply_times(dir_fd: int, name: str, status: os.stat_result) -> None:
-    """Give a work file the access and modification times in `status`."""
-    times = (status.st_atime_ns, status.st_mtime_ns)
-    os.utime(name, ns=times, dir_fd=dir_fd, follow_symlinks=False)
+        target.set_xattr(marks.to_disk(key), source.getxattr(entry, key))
 
 
 def chmod(dir_fd: int, name: str, mode: int) -> None:

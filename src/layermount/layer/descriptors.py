@@ -29,11 +29,14 @@ class DescriptorPool:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
+        # As long as there is plenty of room nobody is closed, so nobody need be in order.
+        self._plenty = capacity // 2
         self._open: OrderedDict[_Holder, None] = OrderedDict()
 
     def touch(self, holder: _Holder) -> None:
         """Mark as just used."""
-        self._open.move_to_end(holder)
+        if len(self._open) > self._plenty:
+            self._open.move_to_end(holder)
 
     def add(self, holder: _Holder) -> None:
         """Take in a holder whose descriptor has just been opened."""

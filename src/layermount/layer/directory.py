@@ -74,6 +74,11 @@ class DirectoryLayer:
             os.close(fd)
 
     @functools.cached_property
+    def filesystem_uuid(self) -> bytes:
+        """The UUID of the layer's filesystem; there is one, for no layer goes beyond its mount."""
+        return filesystem_uuid(self._root_fd)
+
+    @functools.cached_property
     def has_attribute_whiteouts(self) -> bool:
         """Whether the layer also deletes by attributes on empty files (its root says so)."""
         match self.marks:
@@ -258,15 +263,20 @@ class LayerDirectory:
         visible = map(self.layer.marks.from_disk, xattrs.listxattr(self.fd, name))
         return [key for key in visible if key is not None]
 
+    def listxattr_of(self, fd: int) -> list[str]:
+        """As `listxattr`, for a file of this layer that is open."""
+        visible = map(self.layer.marks.from_disk, _attribute_names(fd))
+        return [key for key in visible if key is not None]
+
     def record(self, name: str, record: str) -> bytes | None:
         """One of the layer's own marks on `name`, raw; None when absent or the dialect has none."""
         match self.layer.marks:
             case KernelMarks() as marks:
                 key = marks.key(record)
-                # A directory has no mark nearly always; the list of names says so without failing.
-                if name == "." and key not in _attribute_names(self.fd):
-                    return None
-                return xattrs.find_xattr(self.fd, name, key)
+                # Nearly nothing has one; the list of names says so at half the price of failing.
+                fd = self.fd
+                present = _attribute_names(fd) if name == "." else xattrs.listxattr(fd, name)
+                return xattrs.find_xattr(fd, name, key) if key in present else None
             case OciMarks():
                 return None
 
@@ -313,6 +323,16 @@ class LayerDirectory:
             if error.errno == errno.ENAMETOOLONG:
                 return None
             raise
+
+
+def filesystem_uuid(fd: int) -> bytes:
+    """The UUID that origin records name this filesystem by; zeros where it has none."""
+    try:
+        return files.filesystem_uuid(fd)
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL):
+            return bytes(16)
+        raise
 
 
 def open_directory(dir_fd: int, name: str) -> int:

@@ -8,7 +8,7 @@ Rules: D1 to D5.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 OCI_PREFIX = ".wh."
 OCI_OPAQUE = ".wh..wh..opq"
@@ -21,8 +21,7 @@ OWN_REDIRECTS = "user.layermount.redirects"
 _ESCAPE = "overlay."
 
 
-@dataclass(frozen=True, slots=True)
-class KernelMarks:
+class KernelMarks(NamedTuple):
     """Marks as the kernel's overlayfs keeps them: whiteout devices and `PREFIX*` attributes.
 
     Attributes:
@@ -57,8 +56,7 @@ class KernelMarks:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class OciMarks:
+class OciMarks(NamedTuple):
     """Marks as files: `.wh.NAME` deletes NAME, `.wh..wh..opq` makes its directory opaque."""
 
     name: str = "oci"

@@ -18,7 +18,7 @@ An empty record means "copied up, from where is not known".
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _HEADER = struct.Struct("<BBBBB16s")
 _VERSION, _MAGIC = 0, 0xFB
@@ -26,8 +26,7 @@ _BIG_ENDIAN, _ANY_ENDIAN = 1, 2
 _MAX_LENGTH = 255
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """A lower file by its filesystem's UUID and file handle."""
 
     uuid: bytes

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_quick = ctypes.PyDLL(None)
 
 Call = Callable[..., int]
 
@@ -22,6 +23,18 @@ def bind(name: str, *argtypes: Any, restype: Any = ctypes.c_int) -> Call:
     function: Any = getattr(_libc, name, None)
     if function is None:
         return _missing
+    function.argtypes = argtypes
+    function.restype = restype
+    call: Call = function
+    return call
+
+
+def bind_quick(name: str, *argtypes: Any, restype: Any = ctypes.c_int) -> Call:
+    """As `bind`, for a call that never waits and tells nothing by errno: at half the price.
+
+    Other threads stand still while it runs.
+    """
+    function: Any = getattr(_quick, name)
     function.argtypes = argtypes
     function.restype = restype
     call: Call = function

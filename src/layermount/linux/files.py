@@ -2,7 +2,7 @@
 
 Each function is one system call. Names are `str` as `os.fsdecode` gives them; a descriptor is never
 closed here. Sources: openat2(2), renameat2(2), ioctl_ficlone(2), name_to_handle_at(2),
-faccessat(2), ioctl_getfsuuid in include/uapi/linux/fs.h.
+faccessat(2), fallocate(2), ioctl_getfsuuid in include/uapi/linux/fs.h.
 """
 
 from __future__ import annotations
@@ -30,11 +30,28 @@ RENAME_WHITEOUT = 4
 _FICLONE = 0x40049409
 _FS_IOC_GETFSUUID = 0x80111500
 
+# include/uapi/linux/falloc.h
+FALLOC_FL_KEEP_SIZE = 0x01
+FALLOC_FL_PUNCH_HOLE = 0x02
+FALLOC_FL_COLLAPSE_RANGE = 0x08
+FALLOC_FL_ZERO_RANGE = 0x10
+FALLOC_FL_INSERT_RANGE = 0x20
+FALLOC_FL_UNSHARE_RANGE = 0x40
+
 AT_EACCESS = 0x200
 AT_SYMLINK_NOFOLLOW = 0x100
 _AT_SYMLINK_FOLLOW = 0x400
 _AT_FDCWD = -100
 _MAX_HANDLE_SIZE = 128
+
+# struct file_handle of <fcntl.h>: handle_bytes, handle_type, the handle itself.
+_HANDLE_HEAD = struct.Struct("<Ii")
+_HandleBuffer = ctypes.c_char * (_HANDLE_HEAD.size + _MAX_HANDLE_SIZE)
+#: `handle_bytes` that says so much room, without the zeros that follow.
+_ROOM = bytes([_MAX_HANDLE_SIZE])
+#: The call insists on telling a mount ID, which nobody reads.
+_mount_id = ctypes.c_int()
+_mount_id_at = ctypes.addressof(_mount_id)
 
 
 class _OpenHow(ctypes.Structure):
@@ -54,10 +71,13 @@ _name_to_handle_at = bind(
     ctypes.c_int,
     ctypes.c_char_p,
     ctypes.c_void_p,
-    ctypes.POINTER(ctypes.c_int),
+    ctypes.c_void_p,
     ctypes.c_int,
 )
 _open_by_handle_at = bind("open_by_handle_at", ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+
+
+_fallocate = bind("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 def openat2(dir_fd: int, name: str, flags: int, *, resolve: int, mode: int = 0) -> int:
@@ -99,6 +119,16 @@ def faccessat(dir_fd: int, name: str, mode: int) -> None:
     check(_faccessat2(dir_fd, os.fsencode(name), mode, AT_EACCESS | AT_SYMLINK_NOFOLLOW), name)
 
 
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Reserve room in a file, or with FALLOC_FL_* bits in `mode` zero, punch or move a range.
+
+    Raises:
+        OSError: EOPNOTSUPP when the filesystem does not know the mode, EBADF when not open for
+            writing, EINVAL, ENOSPC, EFBIG; EINTR when a signal came, with nothing or a part done.
+    """
+    check(_fallocate(fd, mode, offset, length))
+
+
 def ficlone(source_fd: int, target_fd: int) -> None:
     """Let `target_fd` share all blocks of `source_fd`.
 
@@ -126,12 +156,12 @@ def name_to_handle(dir_fd: int, name: str) -> tuple[int, bytes]:
     Raises:
         OSError: EOPNOTSUPP where the filesystem has no handles.
     """
-    buffer = ctypes.create_string_buffer(8 + _MAX_HANDLE_SIZE)
-    struct.pack_into("<Ii", buffer, 0, _MAX_HANDLE_SIZE, 0)
-    mount_id = ctypes.c_int()
-    check(_name_to_handle_at(dir_fd, os.fsencode(name), buffer, ctypes.byref(mount_id), 0), name)
-    length, kind = struct.unpack_from("<Ii", buffer)
-    return kind, buffer.raw[8 : 8 + length]
+    buffer = _HandleBuffer()
+    buffer.value = _ROOM
+    check(_name_to_handle_at(dir_fd, os.fsencode(name), buffer, _mount_id_at, 0), name)
+    answer = buffer.raw
+    length, kind = _HANDLE_HEAD.unpack_from(answer)
+    return kind, answer[8 : 8 + length]
 
 
 def open_by_handle(mount_fd: int, kind: int, handle: bytes) -> int:
@@ -142,8 +172,8 @@ def open_by_handle(mount_fd: int, kind: int, handle: bytes) -> int:
     Raises:
         OSError: ESTALE when the file is gone, EPERM without the right.
     """
-    buffer = ctypes.create_string_buffer(8 + _MAX_HANDLE_SIZE)
-    struct.pack_into("<Ii", buffer, 0, len(handle), kind)
+    buffer = _HandleBuffer()
+    _HANDLE_HEAD.pack_into(buffer, 0, len(handle), kind)
     ctypes.memmove(ctypes.byref(buffer, 8), handle, len(handle))
     return check(_open_by_handle_at(mount_fd, buffer, os.O_PATH | os.O_CLOEXEC))
 
@@ -151,20 +181,25 @@ def open_by_handle(mount_fd: int, kind: int, handle: bytes) -> int:
 def data_segments(fd: int, size: int) -> list[tuple[int, int]]:
     """The parts of a file that hold data, as (start, end) in ascending order, up to `size`.
 
-    Where the filesystem knows no holes the answer is one segment. The file position moves.
+    One call for a file without holes. Where the filesystem knows none the answer is one segment.
+    The file position moves.
     """
     segments = []
     start = 0
-    while start < size:
-        try:
-            start = os.lseek(fd, start, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
+    try:
+        while start < size:
+            hole = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+            if hole > start:
+                segments.append((start, hole))
+            if hole == size:
                 break
+            start = os.lseek(fd, hole, os.SEEK_DATA)
+            if start <= hole:
+                # It is being written to; what cannot be told apart counts as data.
+                segments.append((hole, size))
+                break
+    except OSError as error:
+        # There is no data after the hole.
+        if error.errno != errno.ENXIO:
             raise
-        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-        if start >= end:
-            break
-        segments.append((start, end))
-        start = end
     return segments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from typing import NamedTuple
 
 #: What the kernel answers for "not here" or "not you". Anything else (a full disk, a broken one)
 #: says nothing about the feature, and is raised.
@@ -26,8 +26,7 @@ REFUSALS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing that was tried; true when it works.
 
     Attributes:

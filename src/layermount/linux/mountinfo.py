@@ -10,7 +10,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 # One layer of the old `lowerdir=a:b::c`, in which a backslash protects the character after it.
@@ -18,8 +18,7 @@ _OLD_LAYER = re.compile(r"((?:[^\\:]|\\.)*)(:{0,2})", re.DOTALL)
 _PROTECTED = re.compile(r"\\(.)", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """One line of mountinfo, escapes undone.
 
     Attributes:
@@ -51,8 +50,7 @@ class Mount:
         return tuple(v for k, v in self.super_options if k == key and v is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class OverlayLayers:
+class OverlayLayers(NamedTuple):
     """The layers of a mounted overlay, as they were named when it was mounted.
 
     Attributes:

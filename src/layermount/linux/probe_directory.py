@@ -11,7 +11,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from layermount.linux import files
 from layermount.linux.finding import REFUSALS, Finding
@@ -26,8 +26,7 @@ _NULL_DEVICE = os.makedev(1, 3)
 _NOBODY = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class DirectoryFindings:
+class DirectoryFindings(NamedTuple):
     """What was found in one directory, a `Finding` for each feature.
 
     Attributes:
@@ -81,8 +80,7 @@ def directory(dir_fd: int) -> DirectoryFindings:
         return DirectoryFindings(**{name: _try(name, place) for name in _PROBES})
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """Where to try: a directory of our own and a file in it, both open."""
 
     dir_fd: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from layermount.linux._libc import bind, check
 
@@ -30,8 +30,7 @@ LAYOUT = struct.Struct("<IIQ IIIH2x QQQQ qI4x qI4x qI4x qI4x IIII Q")
 _statx = bind("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 
 
-@dataclass(frozen=True, slots=True)
-class Statx:
+class Statx(NamedTuple):
     """What statx(2) tells beside what `os.stat` does.
 
     Attributes:

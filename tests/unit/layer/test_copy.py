@@ -129,16 +129,20 @@ def test_chmod_never_follows_a_link(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("root")
-def test_owner_first_then_mode(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_open", [True, False])
+def test_owner_first_then_mode(tmp_path: Path, is_open: bool) -> None:
     (tmp_path / "source").write_bytes(b"")
     os.chown(tmp_path / "source", 5, 6)
     (tmp_path / "source").chmod(0o6755)
     (tmp_path / "target").write_bytes(b"")
     dir_fd = os.open(tmp_path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(tmp_path / "target", os.O_RDWR | os.O_CLOEXEC)
     try:
-        copy.apply_owner(dir_fd, "target", (tmp_path / "source").stat())
-        copy.apply_mode(dir_fd, "target", (tmp_path / "source").stat())
+        target = copy.WorkFile(dir_fd, "target", fd if is_open else None)
+        target.set_owner((tmp_path / "source").stat())
+        target.set_mode((tmp_path / "source").stat().st_mode)
     finally:
+        os.close(fd)
         os.close(dir_fd)
     found = (tmp_path / "target").stat()
     # Giving a file away clears these bits, so the order matters.

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from layermount.linux.probe import DirectoryFindings, Finding
 from tests.conftest import FilesystemFactory
 from tests.forked import USER, in_child, user_directory
 
-FEATURES = frozenset(field.name for field in dataclasses.fields(DirectoryFindings))
+FEATURES = frozenset(DirectoryFindings._fields)
 PRIVILEGED = frozenset({"trusted_xattrs", "chown", "device_nodes"})
 
 
