@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest
 INSTALLED = $(VENV)/.installed
 
-.PHONY: help setup system-packages test check architecture demo oracle crash bench build clean
+.PHONY: help setup system-packages test check architecture demo oracle crash fsx bench build clean
 
 help: ## print this list (the default)
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 10
@@ -44,8 +44,12 @@ oracle: setup ## long run of the state machines against the kernel (half an hour
 crash: setup ## every operation killed at every system call (minutes)
 	$(PYTEST) -n 2 --timeout 0 -m 'slow or not slow' tests/crash
 
-bench: setup ## measure what the engine costs (root; 8 GiB for images; minutes)
+fsx: setup ## long runs on FUSE mounts: random I/O, kills, walks against the kernel (half an hour)
+	$(PYTEST) -n 2 --timeout 0 -m 'slow or not slow' tests/fuse
+
+bench: setup ## measure what the engine and the FUSE host cost (root; 8 GiB for images; minutes)
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/fuse.py
 
 build: setup ## build the source archive and the wheel into dist/
 	$(BIN)/python -m build --quiet

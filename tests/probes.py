@@ -171,8 +171,8 @@ def _bwrap() -> str | None:
     return run("bwrap", "--ro-bind", "/", "/", "true")
 
 
-def _patch() -> str | None:
-    return run("patch", "--version")
+def _program(name: str) -> Probe:
+    return lambda: run(name, "--version")
 
 
 PROBES: dict[str, Probe] = {
@@ -191,7 +191,7 @@ PROBES: dict[str, Probe] = {
     "acl": _acl,
     "attr": _attr,
     "bwrap": _bwrap,
-    "patch": _patch,
+    **{name: _program(name) for name in ("patch", "git", "make", "rsync", "dpkg-deb")},
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -36,7 +35,12 @@ def doctor_command(*, directory: Path | None, as_json: bool) -> None:
     if as_json:
         reason = None if problem is None else str(problem)
         output.emit_json(
-            {"hosts": hosts, "directory": str(place), "findings": found, "problem": reason}
+            {
+                "hosts": [one._asdict() for one in hosts],
+                "directory": str(place),
+                "findings": [one._asdict() for one in found],
+                "problem": reason,
+            }
         )
         return
     click.echo("Ways to show an overlay")
@@ -60,7 +64,7 @@ def _directory_findings(place: Path) -> list[Finding]:
         raise ConfigError(reason, hint="name a directory you may write to") from error
     finally:
         os.close(fd)
-    return [getattr(found, field.name) for field in fields(found)]
+    return list(found)
 
 
 def _print(findings: list[Finding]) -> None:

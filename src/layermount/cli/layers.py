@@ -9,10 +9,12 @@ from typing import TypeVar
 
 import click
 
+from layermount.cli.mounted import swept
 from layermount.config import LayerMountConfig
 from layermount.errors import ConfigError, LayerUnavailableError, ViewNotFoundError
 from layermount.hosts import rundir
-from layermount.views import shelf
+from layermount.hosts.rundir import Record
+from layermount.views.dialect import dialect_of
 
 _F = TypeVar("_F", bound=Callable[..., object])
 _DIRECTORY = click.Path(readable=False, path_type=Path)
@@ -47,10 +49,12 @@ def configuration(
                 "no layers are named", hint="name a view, or give --lower and --upper"
             )
         if upper is not None:
-            dialect = dialect or shelf.dialect_of(upper)
+            dialect = dialect or dialect_of(upper)
         return LayerMountConfig(upper, lowers, dialect=dialect)
     if lowers or upper is not None:
         raise ConfigError(f"both {name!r} and --lower or --upper are given")
+    from layermount.views import shelf  # noqa: PLC0415  only for a kept view
+
     view = shelf.find_view(name)
     return _mounted(Path(name), dialect) if view is None else view.config()
 
@@ -62,7 +66,19 @@ def _allow_many_layers() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def live_mount(name: str) -> Record | None:
+    """The mount at a directory, if a daemon serves it and no kept view has that name."""
+    from layermount.views import shelf  # noqa: PLC0415  only for a kept view
+
+    if shelf.find_view(name) is not None:
+        return None
+    swept()
+    record = rundir.find(Path(name))
+    return record if record is not None and record.host == "fuse" else None
+
+
 def _mounted(target: Path, dialect: str | None) -> LayerMountConfig:
+    swept()
     record = rundir.find(target) if target.is_dir() else None
     if record is None:
         raise ViewNotFoundError(
@@ -70,7 +86,7 @@ def _mounted(target: Path, dialect: str | None) -> LayerMountConfig:
             hint="`layermount list` shows what there is",
         )
     if record.upper is not None:
-        dialect = dialect or shelf.dialect_of(Path(record.upper))
+        dialect = dialect or dialect_of(Path(record.upper))
     return LayerMountConfig(record.upper, record.lowers, work_dir_path=record.work, dialect=dialect)
 
 

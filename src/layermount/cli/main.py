@@ -6,7 +6,6 @@ import gc
 import importlib
 import os
 import signal
-import sys
 
 import click
 
@@ -20,7 +19,9 @@ _COMMANDS = {
     "diff": ("diff", "Show what a view changed."),
     "discard": ("views", "Drop a kept view with its changes."),
     "mount": ("mount", "Mount an overlay."),
-    "umount": ("mount", "Unmount an overlay."),
+    "umount": ("umount", "Unmount an overlay."),
+    "status": ("live", "Tell what the daemon of a mount does."),
+    "events": ("live", "Print what happens in a mount, as it happens."),
     "resolve": ("resolve", "Tell which layer answers for a path."),
     "explain": ("resolve", "Tell what each layer has at a path, and what hides what."),
     "doctor": ("doctor", "Tell what this machine can do, and why not."),
@@ -82,7 +83,9 @@ def main() -> None:
     _reserve_standard_descriptors()
     # As every filter: when the reader has gone, nobody is left to tell.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.exit(_run())
+    # All is printed (click flushes) and closed by now. To take the interpreter apart would take as
+    # long as its start.
+    os._exit(_run())
 
 
 def _run() -> int:
@@ -97,7 +100,6 @@ def _run() -> int:
         return error.exit_code
     except OSError as error:
         _report(_described(error), None)
-        _forget_output()
         return 1
     return status if isinstance(status, int) else 0
 
@@ -110,12 +112,6 @@ def _reserve_standard_descriptors() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= _STDERR:
         pass
     os.close(fd)
-
-
-def _forget_output() -> None:
-    """Let what could not be printed not be tried again at the exit; all else is printed by now."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
 
 
 def _described(error: OSError) -> str:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import click
 
-from layermount import Explanation, LayerVerdict
+from layermount import Explanation, LayerVerdict, Role
 from layermount.cli import output
-from layermount.cli.layers import configuration, layer_options, reading
+from layermount.cli.layers import configuration, layer_options, live_mount, reading
 from layermount.errors import ConfigError
+from layermount.hosts.fuse import asking
+from layermount.hosts.rundir import Record
 from layermount.mount import LayerMount
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
@@ -96,6 +98,18 @@ def _explain(
     if len(where) > 2:
         raise ConfigError("more than a view and a path is given")
     name = where[0] if len(where) > 1 else None
+    live = live_mount(name) if name is not None and not lowers and upper is None else None
+    if live is not None:
+        return _asked(live, where[-1])
     config = configuration(name, lowers, upper, dialect)
     with LayerMount.create(reading(config)) as mount:
         return mount.explain(where[-1], first_is_upper=config.upper_path is not None)
+
+
+def _asked(mount: Record, path: str) -> Explanation:
+    """What the daemon of a live mount says: its layers may be reached no other way."""
+    answer = asking.explain(mount, path)
+    verdicts = (
+        LayerVerdict(**{**verdict, "role": Role(verdict["role"])}) for verdict in answer["verdicts"]
+    )
+    return Explanation(answer["path"], answer["kind"], tuple(verdicts))

@@ -9,6 +9,7 @@ import time
 import click
 
 from layermount.cli import output
+from layermount.cli.mounted import swept
 from layermount.hosts import rundir
 from layermount.views import shelf
 from layermount.views.view import View
@@ -20,7 +21,7 @@ _NANOSECONDS = 1_000_000_000
 @click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
 def list_command(*, as_json: bool) -> None:
     """List kept views and mounted overlays."""
-    rundir.sweep()
+    swept()
     for failure in shelf.sweep():
         output.talk(f"what is left of a dropped view stays: {failure}")
     (views, faults), mounts = shelf.views(), rundir.records()

@@ -6,10 +6,9 @@ How a host shows an overlay is in its own module; which one is chosen is for the
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from layermount.errors import LayerMountError
 
@@ -49,8 +48,7 @@ class Host(Protocol):
     ) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether a host can be had here, and why.
 
     Attributes:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
+from layermount.errors import HostError
 from layermount.linux import mountinfo, mounts
 
-_UNREADABLE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_UNREADABLE = (
+    *(errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENOTDIR),
+    # On a FUSE mount that nobody serves any more.
+    *(errno.ENOTCONN, errno.ECONNABORTED),
+)
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(NamedTuple):
     """A process that uses a mount."""
 
     pid: int
@@ -46,12 +50,22 @@ def unmount(target: str, mount_id: int, source: str, *, lazy: bool) -> None:
     mounts.umount2(target, mounts.UMOUNT_NOFOLLOW | (mounts.MNT_DETACH if lazy else 0))
 
 
+def stays(target: str, mount_id: int, error: OSError) -> HostError:
+    """What to tell when `unmount` failed: why, and who uses it."""
+    message = f"cannot unmount {target!r}: {error.strerror}"
+    if error.errno != errno.EBUSY:
+        return HostError(message, hint="run it as the user who mounted it, or as root")
+    named = ", ".join(f"{user.name} ({user.pid})" for user in users(target, mount_id))
+    hint = "end what uses it, or unmount lazily"
+    return HostError(message, hint=f"{hint}; in use by {named}" if named else hint)
+
+
 def users(target: str, mount_id: int) -> list[User]:
     """The processes that keep the mount at `target` busy, as far as this one may look.
 
     Found by their working directory, root and open files; a file that is only mapped is not seen.
     """
-    device = os.stat(target).st_dev
+    device = _device(target)
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         pid = int(name)
@@ -60,8 +74,10 @@ def users(target: str, mount_id: int) -> list[User]:
     return found
 
 
-def _stands_on(pid: int, device: int) -> bool:
-    return any(_device(f"/proc/{pid}/{link}") == device for link in ("cwd", "root", "exe"))
+def _stands_on(pid: int, device: int | None) -> bool:
+    return device is not None and any(
+        _device(f"/proc/{pid}/{link}") == device for link in ("cwd", "root", "exe")
+    )
 
 
 def _device(path: str) -> int | None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 
 from layermount.engine import locking
-from layermount.errors import HostError
 from layermount.hosts import detach, rundir
 from layermount.hosts.base import Verdict
 from layermount.hosts.kernel_layers import (
@@ -167,7 +166,7 @@ def detach_record(record: Record, *, lazy: bool = False) -> None:
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.EPERM):
             raise
-        raise _stays(record, error) from error
+        raise detach.stays(record.target, record.mount_id, error) from error
     if record.volatile and not lazy and record.upper is not None and record.work is not None:
         finish_volatile(Path(record.upper), Path(record.work))
     rundir.forget(record)
@@ -242,13 +241,3 @@ def _record(
         boot=boot,
         created_ns=time.time_ns(),
     )
-
-
-def _stays(record: Record, error: OSError) -> HostError:
-    message = f"cannot unmount {record.target!r}: {error.strerror}"
-    if error.errno == errno.EPERM:
-        return HostError(message, hint="run it as the user who mounted it, or as root")
-    users = detach.users(record.target, record.mount_id)
-    named = ", ".join(f"{user.name} ({user.pid})" for user in users)
-    hint = "end what uses it, or unmount lazily"
-    return HostError(message, hint=f"{hint}; in use by {named}" if named else hint)

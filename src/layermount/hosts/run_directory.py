@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from layermount.errors import HostError
@@ -42,6 +43,19 @@ def empty_directory() -> Path:
     path = directory() / _EMPTY
     path.mkdir(mode=0o500, exist_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def socket_path(token: str) -> Iterator[str]:
+    """Where the control socket of a mount is, short enough for an address; valid inside the `with`.
+
+    It is `TOKEN.sock` in the run directory; the path leads there whatever the directory is called.
+    """
+    fd = os.open(directory(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{token}.sock"
+    finally:
+        os.close(fd)
 
 
 def source_of(token: str) -> str:

@@ -5,8 +5,10 @@ moment there are at least as many records as mounts. A record whose mount is not
 mount has lost its owner, is swept. Mounts of private namespaces have no record: they end with their
 last process.
 
-A record is a JSON object in `TOKEN.json`, replaced never, synced never: no mount survives the
-machine.
+A record is a JSON object in `TOKEN.json`, never synced: no mount survives the machine. It is
+replaced only where somebody else makes the mount, whose number is known afterwards. Beside it a
+mount with a daemon has `TOKEN.sock`, its control socket, and `TOKEN.log`, what went wrong in it; a
+log that says something outlives its mount.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from layermount.errors import HostError
 from layermount.hosts import detach
@@ -27,6 +30,7 @@ from layermount.linux.processes import ProcessIdentity
 
 _VERSION = 1
 _SUFFIX = ".json"
+_SOCKET, _LOG = ".sock", ".log"
 _UNREADABLE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
 _REFUSED = (errno.EBUSY, errno.EPERM)
 
@@ -39,7 +43,7 @@ class Record:
         token: Names the record; no two mounts have the same.
         host: "kernel", "fuse".
         target: The mount point, an absolute real path.
-        mount_id: The kernel's number of the mount.
+        mount_id: The kernel's number of the mount; 0 while somebody else is about to make it.
         fstype: Its type in mountinfo.
         source: Its source in mountinfo; holds the token, so a number given anew deceives nobody.
         lowers: The lowers' paths, index 0 wins.
@@ -96,8 +100,7 @@ class Outcome(enum.StrEnum):
     """The mount is in use, or not ours to unmount; mount and record stay."""
 
 
-@dataclass(frozen=True, slots=True)
-class Swept:
+class Swept(NamedTuple):
     """One record a sweep acted on; `error` says why where it was refused."""
 
     record: Record
@@ -128,6 +131,17 @@ def write(record: Record) -> None:
     finally:
         os.close(fd)
     temporary.replace(home / f"{record.token}{_SUFFIX}")
+
+
+def get(token: str) -> Record:
+    """The record of that name.
+
+    Raises:
+        HostError: It cannot be read.
+        FileNotFoundError: There is none.
+    """
+    path = directory() / f"{token}{_SUFFIX}"
+    return _parsed(path, path.read_bytes())
 
 
 def forget(record: Record) -> None:
@@ -172,7 +186,7 @@ def sweep(unmount: Callable[[Record], None] | None = None) -> list[Swept]:
             swept.append(Swept(record, Outcome.FORGOTTEN))
         elif state is State.STALE:
             swept.append(_unmount(record, unmount or _detach))
-    _remove_unfinished()
+    _remove_leftovers()
     return swept
 
 
@@ -191,34 +205,48 @@ def _detach(record: Record) -> None:
     detach.unmount(record.target, record.mount_id, record.source, lazy=False)
 
 
-def _remove_unfinished() -> None:
-    """Remove the records whose writer died while writing."""
+def _remove_leftovers() -> None:
+    """Remove records whose writer died while writing, and what stood beside one that is gone."""
     home = directory()
     for name in os.listdir(home):
         fields = name.split(".")
         if fields[0] == "" and len(fields) == 4:
             writer = ProcessIdentity(int(fields[1]), int(fields[2]))
-            if not processes.is_alive(writer):
-                (home / name).unlink(missing_ok=True)
+            is_left = not processes.is_alive(writer)
+        elif name.endswith((_SOCKET, _LOG)):
+            # A daemon makes its record first and removes it last.
+            is_left = not (home / f"{fields[0]}{_SUFFIX}").exists() and not _is_telling(home / name)
+        else:
+            is_left = False
+        if is_left:
+            (home / name).unlink(missing_ok=True)
+
+
+def _is_telling(path: Path) -> bool:
+    """Whether it is a log with something in it."""
+    try:
+        return path.suffix == _LOG and path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _states() -> Iterator[tuple[Record, State]]:
     """Every record with its state, oldest first."""
     # Records are read before mounts: a mount attached in between is not taken for gone.
     known = sorted(_read_all(), key=lambda record: record.created_ns)
-    mounts = {mount.mount_id: mount for mount in mountinfo.mounts()} if known else {}
+    mounts = mountinfo.mounts() if known else []
     here = place() if known else (0, 0, "")
     for record in known:
-        yield record, _state(record, mounts.get(record.mount_id), here)
+        yield record, _state(record, mounts, here)
 
 
-def _state(record: Record, mount: mountinfo.Mount | None, here: tuple[int, int, str]) -> State:
+def _state(record: Record, mounts: list[mountinfo.Mount], here: tuple[int, int, str]) -> State:
     mount_namespace, pid_namespace, boot = here
     if record.boot != boot:
         return State.GONE
     if record.mount_namespace != mount_namespace:
         return State.ELSEWHERE if _is_inhabited(record.mount_namespace) else State.GONE
-    there = mount is not None and _is_same(record, mount)
+    there = _is_among(record, mounts)
     if record.pid_namespace != pid_namespace:
         # Its pids mean nothing here, so nothing is known to be dead.
         return State.LIVE if there else State.PENDING
@@ -226,17 +254,17 @@ def _state(record: Record, mount: mountinfo.Mount | None, here: tuple[int, int, 
         if processes.is_alive(record.writer):
             return State.PENDING
         # Its writer may have attached it after mountinfo was read, and ended since.
-        late = mountinfo.find(record.mount_id)
-        there = late is not None and _is_same(record, late)
+        there = _is_among(record, mountinfo.mounts())
     if not there:
         return State.GONE
     owned = record.owner is None or processes.is_alive(record.owner)
     return State.LIVE if owned else State.STALE
 
 
-def _is_same(record: Record, mount: mountinfo.Mount) -> bool:
-    shown = (mount.target, mount.fstype, mount.source)
-    return shown == (record.target, record.fstype, record.source)
+def _is_among(record: Record, mounts: list[mountinfo.Mount]) -> bool:
+    wanted = (record.target, record.fstype, record.source)
+    found = (m for m in mounts if (m.target, m.fstype, m.source) == wanted)
+    return any(record.mount_id in (0, mount.mount_id) for mount in found)
 
 
 def _is_inhabited(mount_namespace: int) -> bool:

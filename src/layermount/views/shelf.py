@@ -25,6 +25,7 @@ from layermount.errors import LayerBusyError, ViewError, ViewExistsError, ViewNo
 from layermount.linux import processes
 from layermount.linux.processes import ProcessIdentity
 from layermount.views import places, removal
+from layermount.views.dialect import dialect_of
 from layermount.views.occupants import occupants
 from layermount.views.view import View, read_view
 
@@ -86,19 +87,6 @@ def new_view(
             raise _taken(chosen) from error
         raise
     return view
-
-
-def dialect_of(upper: Path) -> str:
-    """How an upper keeps its marks: as it does already, else by privilege; it need not exist."""
-    if os.geteuid() != 0:
-        return "overlay-user"
-    try:
-        keys = os.listxattr(upper)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EOPNOTSUPP):
-            raise
-        keys = []
-    return "overlay-user" if any(key.startswith("user.overlay.") for key in keys) else "overlay"
 
 
 def _stamp() -> str:

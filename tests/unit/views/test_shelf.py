@@ -8,6 +8,7 @@ import pytest
 
 from layermount.errors import ViewError, ViewExistsError, ViewNotFoundError
 from layermount.views import shelf
+from layermount.views.dialect import dialect_of
 from layermount.views.view import read_view
 
 
@@ -99,5 +100,5 @@ def test_the_dialect_of_an_upper(tmp_path: Path, mark: str | None, expected: str
     if mark is not None:
         os.setxattr(tmp_path, mark, b"y")
     by_privilege = "overlay" if os.geteuid() == 0 else "overlay-user"
-    assert shelf.dialect_of(tmp_path) == (expected or by_privilege)
-    assert shelf.dialect_of(tmp_path / "nosuch") == by_privilege
+    assert dialect_of(tmp_path) == (expected or by_privilege)
+    assert dialect_of(tmp_path / "nosuch") == by_privilege
