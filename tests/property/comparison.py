@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from hypothesis import currently_in_test_context, note
 from hypothesis import strategies as st
@@ -43,6 +43,13 @@ _BOTH = (True, False)
 #: Rules X1 to X4: what a plain directory does not have in common with an overlay.
 NOT_IN_PLAIN = ("nlink", "inode", "links")
 _NAMES = ("engine", "kernel")
+
+
+class Shown(Target, Protocol):
+    """The engine by itself, or behind a mount."""
+
+    def copy_up(self, path: str) -> None:
+        """Bring the entry into the upper."""
 
 
 def is_root() -> bool:
@@ -103,9 +110,15 @@ class Comparison(RuleBasedStateMachine):
         if currently_in_test_context():
             note(line)
 
-    def engine_on(self, side: Side, *, metacopy: bool) -> EngineTarget:
+    def engine_on(self, side: Side, *, metacopy: bool) -> Shown:
+        """The engine over a side's layers."""
+        engine = EngineTarget(self.config(side, metacopy=metacopy))
+        self.stack.callback(engine.close)
+        return engine
+
+    def config(self, side: Side, *, metacopy: bool) -> LayerMountConfig:
         without = Capabilities.NONE if metacopy else Capabilities.METACOPY
-        config = LayerMountConfig(
+        return LayerMountConfig(
             side.upper,
             side.lowers,
             work_dir_path=side.work,
@@ -113,9 +126,6 @@ class Comparison(RuleBasedStateMachine):
             dialect=self.marks.name,
             path_cache_capacity=self.capacity,
         )
-        engine = EngineTarget(config)
-        self.stack.callback(engine.close)
-        return engine
 
     def kernel_on(self, side: Side, *, metacopy: bool) -> KernelTarget:
         options = ["userxattr"]

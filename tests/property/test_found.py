@@ -87,6 +87,11 @@ CASES: dict[str, tuple[list[Tree], list[Call]]] = {
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize(("layers", "calls"), CASES.values(), ids=CASES)
 def test_found(machine: type[OverlayMachine], layers: list[Tree], calls: list[Call]) -> None:
+    replay(machine, layers, calls)
+
+
+def replay(machine: type[OverlayMachine], layers: list[Tree], calls: list[Call]) -> None:
+    """Do the same everywhere and compare."""
     comparison = machine()
     try:
         comparison.begin(layers)
