@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("engine.py", "start.py")
+SCRIPTS = ("engine.py", "fuse.py", "start.py")
 
 if __name__ == "__main__":
     for script in SCRIPTS:
