@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from layermount.engine.node import DirectoryNode, Node
+from layermount.errors import LayerMountError
 from layermount.hosts.fuse import protocol, replies
 from layermount.hosts.fuse.protocol import Opcode
 from layermount.hosts.fuse.request import Request
@@ -74,15 +75,20 @@ class Directories:
         """Entries by name, kind and inode number."""
         directory, listing, offset, size = self._read_in(request)
         parts: list[bytes] = []
-        for next_offset, (name, kind) in enumerate(listing[offset:], offset + 1):
+        for position in range(offset, len(listing)):
+            name, kind = listing[position]
             raw = os.fsencode(name)
             length = len(raw)
             size -= protocol.DIRENT.size + length + -length % 8
             if size < 0:
                 break
-            inode = self._inode(directory, name)
+            try:
+                inode = self._inode(directory, name)
+            except (OSError, LayerMountError):
+                # What is wrong with one entry shows when that is looked up.
+                inode = _UNKNOWN_INODE
             parts += (
-                protocol.DIRENT.pack(inode, next_offset, length, kind),
+                protocol.DIRENT.pack(inode, position + 1, length, kind),
                 raw,
                 _PADDING[length % 8],
             )
@@ -104,24 +110,29 @@ class Directories:
         learn, fields, tree = self._table.learn, replies.fields, self._tree
         find, keeps = tree.find, self._serving.keeps_attributes
         with tree.lock:
-            for next_offset, (name, kind) in enumerate(listing[offset:], offset + 1):
+            for position in range(offset, len(listing)):
+                name, kind = listing[position]
                 raw = os.fsencode(name)
                 length = len(raw)
                 size -= overhead + length + -length % 8
                 if size < 0:
                     break
-                is_entry = next_offset > _DOTS and not directory.removed
-                node = find(directory, name) if is_entry else None
-                if node is None:
-                    number = self._inode(directory, name)
-                    head = pack(*_NO_ENTRY, number, next_offset, length, kind)
+                is_entry = position >= _DOTS and not directory.removed
+                try:
+                    node = find(directory, name) if is_entry else None
+                    shown = None if node is None else tree.shown(node)
+                except (OSError, LayerMountError):
+                    # What is wrong with one entry shows when that is looked up.
+                    node = shown = None
+                if node is None or shown is None:
+                    number = _UNKNOWN_INODE if is_entry else self._inode(directory, name)
+                    head = pack(*_NO_ENTRY, number, position + 1, length, kind)
                 else:
-                    shown = tree.shown(node)
                     known = learn(node, shown)
                     valid = replies.FOREVER if known.state is None or keeps(known) else 0
                     head = pack(
                         known.nodeid, 0, replies.FOREVER, valid, 0, 0, *fields(shown),
-                        shown[1], next_offset, length, kind,
+                        shown[1], position + 1, length, kind,
                     )  # fmt: skip
                 parts += (head, raw, _PADDING[length % 8])
         return b"".join(parts)

@@ -112,15 +112,16 @@ class Files:
         return self._overlay.open(known.node, flags)
 
     def _keep(self, state: OpenState, handle: Handle) -> None:
-        """Keep a handle for all open files of an inode, if it can do more than what is kept."""
-        if handle.is_writable and (state.writer is None or not _reads(state.writer)):
-            handle, state.writer = state.writer or handle, handle
-            if handle is state.writer:
-                return
-        elif not handle.is_writable and state.reader is None:
+        """Keep a handle for all open files of an inode, if it can do what those kept cannot.
+
+        Those stay: another thread may be at work with one.
+        """
+        if handle.is_writable and state.writer is None:
+            state.writer = handle
+        elif handle.flags & _ACCESS != os.O_WRONLY and state.reader is None:
             state.reader = handle
-            return
-        handle.close()
+        else:
+            handle.close()
 
     def _registered(self, known: Known, state: OpenState, *, writing: bool) -> bool:
         """Whether the kernel has the file that the data is in now, registering it if need be."""

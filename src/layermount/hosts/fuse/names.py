@@ -6,6 +6,7 @@ Who made the entry owns it; whether the caller may was checked by the kernel (de
 from __future__ import annotations
 
 import errno
+import os
 
 from layermount.engine.node import DirectoryNode, Node
 from layermount.engine.refusals import is_too_long, refusal
@@ -68,9 +69,7 @@ class Names:
 
     def readlink(self, request: Request) -> bytes:
         """A link's target."""
-        return self._overlay.readlink(self._table[request.nodeid].node).encode(
-            errors="surrogateescape"
-        )
+        return os.fsencode(self._overlay.readlink(self._table[request.nodeid].node))
 
     def symlink(self, request: Request) -> bytes:
         """A new link; the request has its name, then its target."""

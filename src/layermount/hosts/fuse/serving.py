@@ -182,7 +182,10 @@ class Serving:
             return False
         if self.overlay.is_being_copied(node):
             return True
-        return data and not self.overlay.is_in_upper(node) and self._size(node) > _QUICK
+        known = self.table.of(node)
+        if not data or (known is not None and not known.is_big):
+            return False
+        return not self.overlay.is_in_upper(node) and self._size(node) > _QUICK
 
     def after_copy_up(
         self, request: Request, node: Node, again: Handler, *, data: bool = True
