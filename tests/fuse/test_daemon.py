@@ -459,3 +459,12 @@ def test_in_a_user_namespace_it_mounts_by_itself() -> None:
             return in_child(user)
 
         assert in_child(child) == ([], "one\n")
+
+
+@needs_root
+def test_what_the_daemon_makes_for_itself_nobody_else_may_write(home: Home) -> None:
+    with home.start():
+        work = home.upper.parent / ".layermount-work"
+        modes = {str(path): path.stat().st_mode & 0o022 for path in (work, *work.rglob("*"))}
+    assert modes
+    assert not any(modes.values()), modes

@@ -8,6 +8,7 @@ import stat
 import time
 
 from layermount.engine.refusals import refusal
+from layermount.errors import LayerMountError
 from layermount.hosts.fuse import protocol, replies
 from layermount.hosts.fuse.known import Known
 from layermount.hosts.fuse.protocol import Opcode
@@ -93,8 +94,12 @@ class Attributes:
         before = self._serving.tree.counters.copy_ups
         try:
             self._apply(known, request, valid)
-        finally:
+        except (OSError, LayerMountError):
             self._serving.copied_up_since(before, node)
+            raise
+        if node.parent is not None:
+            # The answer has the metadata of the node itself.
+            self._serving.copied_up_since(before + 1, node.parent)
         return self._attributes(known)
 
     def _wanted(self, request: Request) -> tuple[int, int]:

@@ -53,9 +53,8 @@ def serve(
     """Show an overlay at a directory until it is unmounted or this process is told to end.
 
     Runs in the main thread. SIGTERM, SIGINT and SIGHUP unmount it; while it is in use it is taken
-    out of the tree and served on until its last user is gone, or until a second signal. Meanwhile
-    the umask is that of who made an entry last. The limit of open files is raised
-    and stays so.
+    out of the tree and served on until its last user is gone, or until a second signal. The limit
+    of open files is raised and stays so.
 
     Args:
         config: The overlay.
@@ -73,7 +72,7 @@ def serve(
     """
     _allow_many_files()
     # Threads inherit the mask, so that none but the one that waits for them gets a signal.
-    with _blocked(), _umask(0), ExitStack() as stack:
+    with _blocked(), ExitStack() as stack:
         overlay = Overlay(config, open_lower=open_lower or plain_directories)
         stack.callback(overlay.close)
         shown = _Shown(stack, config, options, overlay, token or rundir.new_token())
@@ -195,15 +194,6 @@ def _blocked() -> Iterator[None]:
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGPIPE, pipe_handler)
-
-
-@contextlib.contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    old = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(old)
 
 
 def _allow_many_files() -> None:
