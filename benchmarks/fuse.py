@@ -20,7 +20,7 @@ from pathlib import Path
 from filesystems import loop_filesystem, on_term, run
 from ledger import Clock, Ledger, Line, Sample, compiled, lines, table
 from measure import Goal
-from peers import FUSE_OVERLAYFS, KERNEL, OURS, PEERS, Layers, Peer, mounted
+from peers import FUSE_OVERLAYFS, KERNEL, OURS, PEERS, Layers, Peer, by_kernel, mounted
 from small_files import NEEDLE, SmallFiles, archive, copied, repository, small_files
 from trees import big_file
 
@@ -267,8 +267,17 @@ def versioning(bench: Bench, base: Path, peers: Sequence[Peer]) -> None:
 # Bytes of one big file.
 
 
+def _reading_by_requests(bench: Bench, peer: Peer, place: Place) -> None:
+    """A lower's file as it is read unless told otherwise: its readers see what is written later."""
+    count = bench.scale.big // MIB
+    run("cp", place.lowers[0] / "big", "/dev/null")
+    with bench.clock(peer, place.layers()) as clock:
+        for step in ("read 1 MiB by requests, cold", "read 1 MiB by requests, warm"):
+            clock.bytes(step, "readall", "big", MIB, count)
+
+
 def _reading(bench: Bench, peer: Peer, place: Place) -> None:
-    scale = bench.scale
+    scale, peer = bench.scale, by_kernel(peer)
     run("cp", place.lowers[0] / "big", "/dev/null")
     with bench.clock(peer, place.layers()) as clock:
         for step in ("read 1 MiB, cold", "read 1 MiB, warm"):
@@ -299,7 +308,7 @@ def copying(bench: Bench, base: Path, peers: Sequence[Peer]) -> None:
         (made / name).mkdir(parents=True)
     big_file(made / "lower/big", bench.scale.big)
     places = _places(base, made, peers, ("lower",))
-    _in_turn(bench, places, peers, _reading, _writing)
+    _in_turn(bench, places, peers, _reading_by_requests, _reading, _writing)
 
 
 # Mounting.
@@ -360,6 +369,8 @@ GOALS = {
     ),
     **dict.fromkeys(
         (
+            "read 1 MiB by requests, cold",
+            "read 1 MiB by requests, warm",
             "read 1 MiB, cold",
             "read 1 MiB, warm",
             "read 4k in order, warm",
