@@ -17,7 +17,7 @@ from layermount.engine.paths import get_directory, get_node
 from layermount.layer.marks import OVERLAY_USER
 from layermount.linux import files
 from layermount.testing.trees import file
-from tests.unit.overlays import MARKS, open_overlay
+from tests.unit.overlays import MARKS, make_layers, open_layers, open_overlay
 
 _OLD = b"old" * 1000
 
@@ -129,8 +129,9 @@ def test_marks_are_hidden_and_escaped(mount: LayerMount, tmp_path: Path) -> None
 
 def test_the_dialect_is_that_of_the_layer_it_reads(tmp_path: Path) -> None:
     key = OVERLAY_USER.key("thing")
-    lower = {"file": file(b"x", xattrs={OVERLAY_USER.key("overlay.thing"): b"inner"})}
-    with open_overlay(tmp_path, lower, dialect="overlay-user") as mount:
+    make_layers(tmp_path, {"file": file(b"x")})
+    os.setxattr(tmp_path / "lower0/file", OVERLAY_USER.key("overlay.thing"), b"inner")
+    with open_layers(tmp_path, dialect="overlay-user") as mount:
         handle = unlinked(mount, "file")
         assert handle.listxattr() == [key]
         assert handle.getxattr(key) == b"inner"
