@@ -245,6 +245,22 @@ def test_in_the_foreground(anybody: Inhabitant, number: signal.Signals) -> None:
     assert os.listdir(anybody.base / "run") == []
 
 
+@pytest.mark.needs("root", "fuse")
+@pytest.mark.parametrize(("passthrough", "registered"), [("auto", 0), ("all", 1), ("off", 0)])
+def test_which_files_the_kernel_reads_by_itself(
+    root: Inhabitant, passthrough: str, registered: int
+) -> None:
+    (root.project / "big").write_bytes(bytes(200_000))
+    options = ("--host", "fuse", "--passthrough", passthrough)
+    done = root.layermount("mount", *options, *root.layers(), root.target)
+    assert (done.returncode, done.stderr) == (0, b"")
+    (root.target / "big").read_bytes()
+    served = json.loads(root.layermount("status", "--json", root.target).stdout)["session"]
+    assert served["passthrough"] == (passthrough != "off")
+    assert served["registered_files"] == registered
+    assert root.layermount("umount", root.target).returncode == 0
+
+
 @pytest.mark.parametrize("end", ["list", "mount", "umount"])
 def test_what_a_dead_daemon_left_is_taken_away(anybody: Inhabitant, end: str) -> None:
     mount = ("mount", "--host", "fuse", *anybody.layers(), anybody.target)

@@ -45,7 +45,7 @@ _FOR_A_COMMAND = "`layermount run -- COMMAND` shows the overlay to a command and
 )
 @click.option(
     "--passthrough",
-    type=click.Choice(list(Passthrough)),
+    type=click.Choice([which.value for which in Passthrough]),
     help="FUSE: which files the kernel reads and writes by itself; auto by default.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the mount as one JSON document.")
