@@ -142,21 +142,22 @@ class EventBus:
     Delivery is synchronous, in the thread that caused the event, after the operation is complete
     and with no lock of the engine held: a subscriber may use the overlay. A subscriber that raises
     is logged to `layermount.events` and kept; the others and the engine go on.
+
+    Attributes:
+        has_subscribers: Whether anybody listens. An attribute, as it is asked at every operation.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._subscriptions: tuple[Subscription, ...] = ()
-
-    def __bool__(self) -> bool:
-        """Whether anybody listens."""
-        return bool(self._subscriptions)
+        self.has_subscribers = False
 
     def subscribe(self, subscriber: Callable[[Event], object]) -> Subscription:
         """Deliver every later event to `subscriber`, until the subscription is closed."""
         subscription = Subscription(self, subscriber)
         with self._lock:
             self._subscriptions = (*self._subscriptions, subscription)
+            self.has_subscribers = True
         return subscription
 
     def publish(self, event: Event) -> None:
@@ -172,3 +173,4 @@ class EventBus:
     def _drop(self, subscription: Subscription) -> None:
         with self._lock:
             self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
+            self.has_subscribers = bool(self._subscriptions)

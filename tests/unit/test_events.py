@@ -35,10 +35,10 @@ def test_names_are_stable_text(kinds: type[EventKind | Operation]) -> None:
 
 def test_subscribers_hear_in_the_order_they_came() -> None:
     bus, heard = EventBus(), list[tuple[str, str]]()
-    assert not bus
+    assert not bus.has_subscribers
     first = bus.subscribe(lambda event: heard.append(("first", event.path)))
     bus.subscribe(lambda event: heard.append(("second", event.path)))
-    assert bus
+    assert bus.has_subscribers
     bus.publish(Event(EventKind.CREATED, "a"))
     first.close()
     bus.publish(Event(EventKind.CREATED, "b"))
@@ -52,7 +52,7 @@ def test_a_subscription_ends_with_its_block_and_may_end_twice() -> None:
     bus.publish(Event(EventKind.CREATED, "after"))
     subscription.close()
     assert heard == ["in"]
-    assert not bus
+    assert not bus.has_subscribers
 
 
 def test_one_function_may_subscribe_twice() -> None:

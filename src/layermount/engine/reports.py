@@ -43,7 +43,7 @@ class Reports:
 
         `old` is where it was before: the directory and the name there.
         """
-        if self.bus:
+        if self.bus.has_subscribers:
             old_path = None if old is None else path_of(*old)
             event = Event(kind, path_of(node, name), old_path, message)
             self._pending.events.append(event)

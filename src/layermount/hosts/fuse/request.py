@@ -22,11 +22,6 @@ class Request:
         self.opcode = self.unique = self.nodeid = self.uid = self.gid = self.pid = 0
         self.body = memoryview(b"")
 
-    def fill(self, header: tuple[int, ...], body: memoryview) -> None:
-        """Take in the fields of `protocol.IN_HEADER` and what comes after it."""
-        _, self.opcode, self.unique, self.nodeid, self.uid, self.gid, self.pid, _, _ = header
-        self.body = body
-
     def copy(self) -> Request:
         """The same request with a body of its own."""
         other = Request()

@@ -50,6 +50,7 @@ _WANTED: Final = (
     | Init.NO_EXPORT_SUPPORT
     | Init.PASSTHROUGH
 )
+_BODY: Final = IN_HEADER.size
 _AGAIN = (errno.EINTR, errno.EAGAIN, errno.ENOENT)
 #: Nobody waits for an answer any more, or the overlay was unmounted.
 _NOBODY = (errno.ENOENT, errno.ENODEV)
@@ -86,16 +87,17 @@ class Session:
         self._serving = Serving(overlay, self, passthrough)
         self._handlers = self._dispatch_table()
 
-    def _dispatch_table(self) -> list[Handler | None]:
-        table: list[Handler | None] = [None] * (max(Opcode) + 1)
+    def _dispatch_table(self) -> dict[int, Handler]:
+        table: dict[Opcode, Handler] = {
+            Opcode.FORGET: self._forget,
+            Opcode.BATCH_FORGET: self._batch_forget,
+            Opcode.INTERRUPT: self._pass,
+            Opcode.NOTIFY_REPLY: self._pass,
+            Opcode.DESTROY: self._destroy,
+        }
         for group in (Names, Attributes, Files, Directories, Ioctls):
-            for opcode, handler in group(self._serving).handlers().items():
-                table[opcode] = handler
-        table[Opcode.BATCH_FORGET] = self._batch_forget
-        table[Opcode.FORGET] = self._forget
-        table[Opcode.INTERRUPT] = table[Opcode.NOTIFY_REPLY] = self._pass
-        table[Opcode.DESTROY] = self._destroy
-        return table
+            table.update(group(self._serving).handlers())
+        return {int(opcode): handler for opcode, handler in table.items()}
 
     # Serving.
 
@@ -119,8 +121,8 @@ class Session:
         buffer = bytearray(MAX_WRITE + 4096)
         view, buffers, request = memoryview(buffer), [buffer], Request()
         handlers, counts, lock = self._handlers, self._counts, self._serving.lock
+        events, reply = self._serving.overlay.events, self.reply
         device_fd, readv, unpack = self._device_fd, os.readv, IN_HEADER.unpack_from
-        reply = self.reply
         while True:
             try:
                 size = readv(device_fd, buffers)
@@ -132,15 +134,18 @@ class Session:
                 raise
             if not size:
                 return  # a device never says so; the other end of a socket does
-            header = unpack(buffer)
-            opcode, unique, pid = header[1], header[2], header[6]
-            handler = handlers[opcode] if opcode < len(handlers) else None
+            (_, opcode, unique, request.nodeid, request.uid, request.gid, request.pid, _, _) = (
+                unpack(buffer)
+            )
+            handler = handlers.get(opcode)
             if handler is None:
                 self.refuse(unique, errno.ENOSYS)
                 continue
             counts[opcode] += 1
-            request.fill(header, view[IN_HEADER.size : size])
-            set_actor(pid)
+            request.opcode, request.unique = opcode, unique
+            request.body = view[_BODY:size]
+            if events.has_subscribers:
+                set_actor(request.pid)
             try:
                 with lock:
                     payload = handler(request)
