@@ -55,7 +55,8 @@ class Names:
                 return replies.NEGATIVE_ENTRY
             shown = self._tree.shown(node)
         known = self._table.learn(node, shown)
-        return replies.entry(known.nodeid, shown, keep=self._serving.keeps_attributes(known))
+        keep = known.state is None or self._serving.keeps_attributes(known)
+        return replies.entry(known.nodeid, shown, keep=keep)
 
     def _found(self, parent: DirectoryNode, name: str) -> Node | None:
         if name in (".", ".."):
