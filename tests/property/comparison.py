@@ -195,6 +195,17 @@ class Comparison(RuleBasedStateMachine):
         """Rule X9: the kernel does not know two names of a copied-up link for one file."""
         return self.marks is OVERLAY_USER and (name, kernel) == ("rename", Failure(errno.ESTALE))
 
+    def has_stale_mode(self, path: str) -> bool:
+        """Rule X9: by one name of such a file the kernel does not know the mode set by another."""
+        if self.marks is not OVERLAY_USER or self.kernel is None:
+            return False
+        status = attempt(self.engine.stat, path)
+        return (
+            isinstance(status, os.stat_result)
+            and status.st_mode >> 12 not in (DIRECTORY, REGULAR)
+            and status.st_nlink > 1
+        )
+
     def follow_refusal(self, path: str) -> None:
         """Rule X11: the kernel copies up what it then refuses to move; the engine does not."""
         if self.kernel is None:
