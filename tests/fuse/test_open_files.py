@@ -136,6 +136,18 @@ def test_a_write_through_a_map_shows_in_the_times(root: Path, name: str) -> None
     assert path.stat().st_mtime_ns > 10**18
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_a_file_is_truncated_by_who_only_reads_it(root: Path, name: str) -> None:
+    fd = os.open(root / name, os.O_RDONLY | os.O_TRUNC)
+    try:
+        assert os.pread(fd, 1, 0) == b""
+        (root / name).write_bytes(b"new")
+        assert os.pread(fd, 10, 0) == b"new"
+    finally:
+        os.close(fd)
+    assert (root / name).stat().st_size == 3
+
+
 def test_names_of_one_file_share_their_bytes(root: Path) -> None:
     one, two = root / "one", root / "two"
     one.write_bytes(b"a" * 5_000)

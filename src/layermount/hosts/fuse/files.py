@@ -1,8 +1,8 @@
 """Requests about open files.
 
-All open files of one inode reach its data in the same way (`known.Mode`), chosen at the first open.
-Descriptors are opened when they are needed and shared by all open files of the inode: a request
-names the inode, the kernel keeps flags and positions. Rules: H1 to H8.
+All open files of one inode reach its data in the same way (`open_state.Mode`), chosen at the first
+open. Descriptors are opened when they are needed and shared by all open files of the inode: a
+request names the inode, the kernel keeps flags and positions. Rules: H1 to H8.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Files:
         by_kernel = state.mode is PASSTHROUGH
         if state.mode is CLOSED:
             by_kernel = self._registered(known, state, writing=True)
-        state.writers += 1
+        state.writers += flags & _ACCESS != os.O_RDONLY
         return self._opened(state, by_kernel=by_kernel)
 
     def _handle(self, known: Known, state: OpenState, flags: int) -> Handle:
@@ -196,7 +196,7 @@ class Files:
         if state is None:
             raise refusal(errno.EBADF, known.node.name)
         state.opens -= 1
-        if flags & _ACCESS != os.O_RDONLY or flags & os.O_TRUNC:
+        if flags & _ACCESS != os.O_RDONLY:
             state.writers -= 1
             if state.mode is PASSTHROUGH:
                 self._written_by_kernel(known, state, flags)
